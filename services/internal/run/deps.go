@@ -1,0 +1,17 @@
+// Package run is how every service is built and stopped.
+package run
+
+import (
+	"log/slog"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Deps is what every service is given: a connection, a logger and a registry.
+// The service owns none of them.
+type Deps struct {
+	NATS    *nats.Conn
+	Log     *slog.Logger
+	Metrics *prometheus.Registry
+}
