@@ -1,4 +1,4 @@
-// Package run is how every service is built and stopped.
+// Package run is how every service is configured, built and stopped.
 package run
 
 import (
@@ -6,6 +6,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
 )
 
 // Deps is what every service is given: a connection, a logger and a registry.
@@ -14,4 +16,6 @@ type Deps struct {
 	NATS    *nats.Conn
 	Log     *slog.Logger
 	Metrics *prometheus.Registry
+	// Bus is the layout of the streams, for bus.Ensure.
+	Bus bus.Config
 }
