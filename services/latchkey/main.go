@@ -47,6 +47,7 @@ func newRootCmd() *cobra.Command {
 	}
 	root.AddCommand(
 		newBenchCmd(),
+		newHealthCmd(),
 	)
 	return root
 }
