@@ -19,6 +19,12 @@ const (
 	Alerts = "ALERTS" // alerts.<org token>.<key token>
 	Keys   = "KEYS"   // keys.<key id>
 	Dead   = "DEAD"   // dead.<service>
+	// Audit holds the changes of what is no key: audit.<kind>.<id>. Those of keys are KEYS itself.
+	Audit = "AUDIT"
+	// Notices holds what owners may want to hear of a key: notices.<org token>.<key token>, body key.Notice.
+	Notices = "NOTICES"
+	// Timers holds message schedules: timers.set.<kind>.<key id>, delivered to timers.due.<kind>.<key id>.
+	Timers = "TIMERS"
 )
 
 // Key-value buckets.
@@ -26,6 +32,7 @@ const (
 	Orgs      = "orgs"      // <org id>
 	Verdicts  = "verdicts"  // <alert id>
 	Baselines = "baselines" // <partition>.<key token>
+	Webhooks  = "webhooks"  // <webhook id>
 )
 
 // DefaultPartitions is how many partitions USAGE has unless told otherwise; the
@@ -48,6 +55,11 @@ func AlertSubject(orgID, keyID string) string {
 // KeySubject is where the records of a key are published.
 func KeySubject(keyID string) string { return "keys." + keyID }
 
+// NoticeSubject is where a notice about a key is published.
+func NoticeSubject(orgID, keyID string) string {
+	return "notices." + usage.SubjectToken(orgID) + "." + usage.SubjectToken(keyID)
+}
+
 // Ensure creates the streams and buckets, or updates them to this version.
 func Ensure(ctx context.Context, js jetstream.JetStream, cfg Config) error {
 	transform := &jetstream.SubjectTransformConfig{
@@ -61,7 +73,10 @@ func Ensure(ctx context.Context, js jetstream.JetStream, cfg Config) error {
 			Metadata: map[string]string{"latchkey.partitions": fmt.Sprint(cfg.Partitions)},
 		},
 		{Name: Alerts, Subjects: []string{"alerts.>"}, Duplicates: 24 * time.Hour},
-		{Name: Keys, Subjects: []string{"keys.*"}, AllowDirect: true},
+		{Name: Keys, Subjects: []string{"keys.*"}, AllowDirect: true, AllowAtomicPublish: true, DenyDelete: true},
+		{Name: Audit, Subjects: []string{"audit.>"}, AllowDirect: true, DenyDelete: true},
+		{Name: Notices, Subjects: []string{"notices.>"}, Duplicates: 24 * time.Hour, MaxAge: 30 * 24 * time.Hour},
+		{Name: Timers, Subjects: []string{"timers.>"}, AllowMsgSchedules: true, AllowRollup: true, MaxMsgsPerSubject: 1},
 		{Name: Dead, Subjects: []string{"dead.>"}, MaxAge: 30 * 24 * time.Hour},
 	}
 	for _, sc := range streams {
@@ -70,7 +85,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, cfg Config) error {
 			return fmt.Errorf("create stream %s: %w", sc.Name, err)
 		}
 	}
-	for _, name := range []string{Orgs, Verdicts, Baselines} {
+	for _, name := range []string{Orgs, Verdicts, Baselines, Webhooks} {
 		_, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket: name, Storage: jetstream.FileStorage, Replicas: cfg.Replicas, Compression: name == Baselines,
 		})
