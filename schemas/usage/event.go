@@ -85,46 +85,49 @@ func (e *Event) Normalize() {
 // Validate reports everything that is wrong with a normalized event, by field.
 // now is the clock against which a time in the future is judged.
 func (e *Event) Validate(now time.Time) error {
-	var errs []error
-	switch {
+	var err error
+	switch sec := e.Time.Unix(); {
 	case e.Time.IsZero():
-		errs = append(errs, errors.New("time is required"))
+		err = errors.New("time is required")
 	case e.Time.After(now.Add(MaxAhead)):
-		errs = append(errs, fmt.Errorf("time %s is more than %s in the future", e.Time.Format(time.RFC3339), MaxAhead))
-	case e.Time.Year() < 2000:
-		errs = append(errs, fmt.Errorf("time %s is before the year 2000", e.Time.Format(time.RFC3339)))
+		err = fmt.Errorf("time %s is more than %s in the future", e.Time.Format(time.RFC3339), MaxAhead)
+	case sec < year2000:
+		err = fmt.Errorf("time %s is before the year 2000", e.Time.Format(time.RFC3339))
 	}
-	if err := CheckIdentifier(e.OrgID); err != nil {
-		errs = append(errs, fmt.Errorf("org_id %w", err))
+	if ierr := CheckIdentifier(e.OrgID); ierr != nil {
+		err = join(err, fmt.Errorf("org_id %w", ierr))
 	}
-	if err := CheckIdentifier(e.KeyID); err != nil {
-		errs = append(errs, fmt.Errorf("key_id %w", err))
+	if ierr := CheckIdentifier(e.KeyID); ierr != nil {
+		err = join(err, fmt.Errorf("key_id %w", ierr))
 	}
 	if e.ID != "" {
-		if err := CheckIdentifier(e.ID); err != nil {
-			errs = append(errs, fmt.Errorf("id %w", err))
+		if ierr := CheckIdentifier(e.ID); ierr != nil {
+			err = join(err, fmt.Errorf("id %w", ierr))
 		}
 	}
 	if !e.SourceIP.IsValid() {
-		errs = append(errs, errors.New("source_ip is required"))
+		err = join(err, errors.New("source_ip is required"))
 	}
 	if e.Route == "" {
-		errs = append(errs, errors.New("route is required"))
+		err = join(err, errors.New("route is required"))
 	}
 	switch e.Decision {
 	case Allow:
 		if e.DenyReason != "" {
-			errs = append(errs, errors.New(`deny_reason goes with decision "deny" only`))
+			err = join(err, errors.New(`deny_reason goes with decision "deny" only`))
 		}
 	case Deny:
-		if !validDenyReason(e.DenyReason) {
-			errs = append(errs, fmt.Errorf("deny_reason %q is not a known reason", e.DenyReason))
+		if e.DenyReason != "" && !validDenyReason(e.DenyReason) {
+			err = join(err, fmt.Errorf("deny_reason %.40q is not a known reason", e.DenyReason))
 		}
 	default:
-		errs = append(errs, fmt.Errorf("decision %q is neither allow nor deny", e.Decision))
+		err = join(err, fmt.Errorf("decision %.40q is neither allow nor deny", e.Decision))
 	}
-	return errors.Join(errs...)
+	return err
 }
+
+// year2000 in Unix seconds: whatever is older is a broken clock.
+const year2000 = 946684800
 
 // CheckIdentifier reports why s cannot be an org_id, key_id or id:
 // 1 to 128 of [A-Za-z0-9_.:-].

@@ -1,7 +1,6 @@
 package usage
 
 import (
-	"hash/fnv"
 	"strconv"
 	"strings"
 )
@@ -32,20 +31,29 @@ const (
 // become '_'.
 func SubjectToken(keyID string) string {
 	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.', '*', '>', ' ', '\t', '\r', '\n':
-			return '_'
+		if r < 0x80 {
+			return rune(tokenByte(byte(r)))
 		}
 		return r
 	}, keyID)
 }
 
+func tokenByte(c byte) byte {
+	switch c {
+	case '.', '*', '>', ' ', '\t', '\r', '\n':
+		return '_'
+	}
+	return c
+}
+
 // Partition is the partition of a key among n: FNV-1a 32 over its subject token
 // modulo n, which is what NATS's own partition() subject mapping computes.
 func Partition(keyID string, n int) int {
-	h := fnv.New32a()
-	h.Write([]byte(SubjectToken(keyID)))
-	return int(h.Sum32() % uint32(n))
+	h := uint32(2166136261)
+	for i := range len(keyID) {
+		h = (h ^ uint32(tokenByte(keyID[i]))) * 16777619
+	}
+	return int(h % uint32(n))
 }
 
 // Subject is the subject of a partition.

@@ -4,7 +4,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: usage/v1/usage.proto
+// source: usage.proto
 
 package usagev1
 
@@ -27,15 +27,18 @@ const (
 // UsageBatch is what a message on the USAGE stream carries with
 // Content-Type: application/x-protobuf, and what POST /v1/usage takes.
 type UsageBatch struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Events        []*UsageEvent          `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*UsageEvent          `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// The same events by column, several times smaller; see schemas/README.md.
+	// Where both are given, events come first.
+	Columns       *UsageColumns `protobuf:"bytes,2,opt,name=columns,proto3" json:"columns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UsageBatch) Reset() {
 	*x = UsageBatch{}
-	mi := &file_usage_v1_usage_proto_msgTypes[0]
+	mi := &file_usage_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -47,7 +50,7 @@ func (x *UsageBatch) String() string {
 func (*UsageBatch) ProtoMessage() {}
 
 func (x *UsageBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_usage_v1_usage_proto_msgTypes[0]
+	mi := &file_usage_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -60,12 +63,276 @@ func (x *UsageBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageBatch.ProtoReflect.Descriptor instead.
 func (*UsageBatch) Descriptor() ([]byte, []int) {
-	return file_usage_v1_usage_proto_rawDescGZIP(), []int{0}
+	return file_usage_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *UsageBatch) GetEvents() []*UsageEvent {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *UsageBatch) GetColumns() *UsageColumns {
+	if x != nil {
+		return x.Columns
+	}
+	return nil
+}
+
+// UsageColumns holds events by column. Texts stand once in a dictionary, an
+// event names them by their index. An index column that is absent is all zeros;
+// a number column that is absent is all zeros too. Every column that is present
+// has count entries.
+type UsageColumns struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1. A reader refuses what is newer.
+	Version uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Count   uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// Nanoseconds since 1970 of the first event, then the difference to the one before.
+	Time []int64 `protobuf:"zigzag64,3,rep,packed,name=time,proto3" json:"time,omitempty"`
+	// The ids, in one of three forms. If id_base is set (16 bytes), event i has the
+	// UUID that is id_base plus i as a number of 128 bits. If uuid is set, it has
+	// 16 bytes an event. Otherwise id has the texts, or is empty if no event has an id.
+	IdBase []byte   `protobuf:"bytes,4,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"`
+	Uuid   []byte   `protobuf:"bytes,5,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Id     []string `protobuf:"bytes,6,rep,name=id,proto3" json:"id,omitempty"`
+	// Dictionaries of the tuples that occur together: caller i is org_id[i] and
+	// key_id[i], and so on.
+	OrgId      []string `protobuf:"bytes,7,rep,name=org_id,json=orgId,proto3" json:"org_id,omitempty"`
+	KeyId      []string `protobuf:"bytes,8,rep,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Caller     []uint32 `protobuf:"varint,9,rep,packed,name=caller,proto3" json:"caller,omitempty"`
+	Method     []string `protobuf:"bytes,10,rep,name=method,proto3" json:"method,omitempty"`
+	Route      []string `protobuf:"bytes,11,rep,name=route,proto3" json:"route,omitempty"`
+	Scope      []string `protobuf:"bytes,12,rep,name=scope,proto3" json:"scope,omitempty"`
+	Endpoint   []uint32 `protobuf:"varint,13,rep,packed,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Status     []uint32 `protobuf:"varint,14,rep,packed,name=status,proto3" json:"status,omitempty"`
+	Decision   []string `protobuf:"bytes,15,rep,name=decision,proto3" json:"decision,omitempty"`
+	DenyReason []string `protobuf:"bytes,16,rep,name=deny_reason,json=denyReason,proto3" json:"deny_reason,omitempty"`
+	Outcome    []uint32 `protobuf:"varint,17,rep,packed,name=outcome,proto3" json:"outcome,omitempty"`
+	UserAgent  []string `protobuf:"bytes,18,rep,name=user_agent,json=userAgent,proto3" json:"user_agent,omitempty"`
+	Gateway    []string `protobuf:"bytes,19,rep,name=gateway,proto3" json:"gateway,omitempty"`
+	Client     []uint32 `protobuf:"varint,20,rep,packed,name=client,proto3" json:"client,omitempty"`
+	// 16 bytes an address, IPv4 as ::ffff:a.b.c.d.
+	Ip6 []byte `protobuf:"bytes,21,opt,name=ip6,proto3" json:"ip6,omitempty"`
+	// 4 bytes an address. Source n is the n-th of ip4, and behind these of ip6.
+	Ip4           []byte   `protobuf:"bytes,22,opt,name=ip4,proto3" json:"ip4,omitempty"`
+	Source        []uint32 `protobuf:"varint,23,rep,packed,name=source,proto3" json:"source,omitempty"`
+	LatencyUs     []uint64 `protobuf:"varint,24,rep,packed,name=latency_us,json=latencyUs,proto3" json:"latency_us,omitempty"`
+	RequestBytes  []uint64 `protobuf:"varint,25,rep,packed,name=request_bytes,json=requestBytes,proto3" json:"request_bytes,omitempty"`
+	ResponseBytes []uint64 `protobuf:"varint,26,rep,packed,name=response_bytes,json=responseBytes,proto3" json:"response_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageColumns) Reset() {
+	*x = UsageColumns{}
+	mi := &file_usage_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageColumns) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageColumns) ProtoMessage() {}
+
+func (x *UsageColumns) ProtoReflect() protoreflect.Message {
+	mi := &file_usage_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageColumns.ProtoReflect.Descriptor instead.
+func (*UsageColumns) Descriptor() ([]byte, []int) {
+	return file_usage_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *UsageColumns) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *UsageColumns) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *UsageColumns) GetTime() []int64 {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetIdBase() []byte {
+	if x != nil {
+		return x.IdBase
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetUuid() []byte {
+	if x != nil {
+		return x.Uuid
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetId() []string {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetOrgId() []string {
+	if x != nil {
+		return x.OrgId
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetKeyId() []string {
+	if x != nil {
+		return x.KeyId
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetCaller() []uint32 {
+	if x != nil {
+		return x.Caller
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetMethod() []string {
+	if x != nil {
+		return x.Method
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetRoute() []string {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetScope() []string {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetEndpoint() []uint32 {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetStatus() []uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetDecision() []string {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetDenyReason() []string {
+	if x != nil {
+		return x.DenyReason
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetOutcome() []uint32 {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetUserAgent() []string {
+	if x != nil {
+		return x.UserAgent
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetGateway() []string {
+	if x != nil {
+		return x.Gateway
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetClient() []uint32 {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetIp6() []byte {
+	if x != nil {
+		return x.Ip6
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetIp4() []byte {
+	if x != nil {
+		return x.Ip4
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetSource() []uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetLatencyUs() []uint64 {
+	if x != nil {
+		return x.LatencyUs
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetRequestBytes() []uint64 {
+	if x != nil {
+		return x.RequestBytes
+	}
+	return nil
+}
+
+func (x *UsageColumns) GetResponseBytes() []uint64 {
+	if x != nil {
+		return x.ResponseBytes
 	}
 	return nil
 }
@@ -101,7 +368,7 @@ type UsageEvent struct {
 
 func (x *UsageEvent) Reset() {
 	*x = UsageEvent{}
-	mi := &file_usage_v1_usage_proto_msgTypes[1]
+	mi := &file_usage_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -113,7 +380,7 @@ func (x *UsageEvent) String() string {
 func (*UsageEvent) ProtoMessage() {}
 
 func (x *UsageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_usage_v1_usage_proto_msgTypes[1]
+	mi := &file_usage_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -126,7 +393,7 @@ func (x *UsageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageEvent.ProtoReflect.Descriptor instead.
 func (*UsageEvent) Descriptor() ([]byte, []int) {
-	return file_usage_v1_usage_proto_rawDescGZIP(), []int{1}
+	return file_usage_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *UsageEvent) GetId() string {
@@ -241,14 +508,46 @@ func (x *UsageEvent) GetGateway() string {
 	return ""
 }
 
-var File_usage_v1_usage_proto protoreflect.FileDescriptor
+var File_usage_proto protoreflect.FileDescriptor
 
-const file_usage_v1_usage_proto_rawDesc = "" +
+const file_usage_proto_rawDesc = "" +
 	"\n" +
-	"\x14usage/v1/usage.proto\x12\x11latchkey.usage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n" +
+	"\vusage.proto\x12\x11latchkey.usage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"~\n" +
 	"\n" +
 	"UsageBatch\x125\n" +
-	"\x06events\x18\x01 \x03(\v2\x1d.latchkey.usage.v1.UsageEventR\x06events\"\xd4\x03\n" +
+	"\x06events\x18\x01 \x03(\v2\x1d.latchkey.usage.v1.UsageEventR\x06events\x129\n" +
+	"\acolumns\x18\x02 \x01(\v2\x1f.latchkey.usage.v1.UsageColumnsR\acolumns\"\x9c\x05\n" +
+	"\fUsageColumns\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\x12\n" +
+	"\x04time\x18\x03 \x03(\x12R\x04time\x12\x17\n" +
+	"\aid_base\x18\x04 \x01(\fR\x06idBase\x12\x12\n" +
+	"\x04uuid\x18\x05 \x01(\fR\x04uuid\x12\x0e\n" +
+	"\x02id\x18\x06 \x03(\tR\x02id\x12\x15\n" +
+	"\x06org_id\x18\a \x03(\tR\x05orgId\x12\x15\n" +
+	"\x06key_id\x18\b \x03(\tR\x05keyId\x12\x16\n" +
+	"\x06caller\x18\t \x03(\rR\x06caller\x12\x16\n" +
+	"\x06method\x18\n" +
+	" \x03(\tR\x06method\x12\x14\n" +
+	"\x05route\x18\v \x03(\tR\x05route\x12\x14\n" +
+	"\x05scope\x18\f \x03(\tR\x05scope\x12\x1a\n" +
+	"\bendpoint\x18\r \x03(\rR\bendpoint\x12\x16\n" +
+	"\x06status\x18\x0e \x03(\rR\x06status\x12\x1a\n" +
+	"\bdecision\x18\x0f \x03(\tR\bdecision\x12\x1f\n" +
+	"\vdeny_reason\x18\x10 \x03(\tR\n" +
+	"denyReason\x12\x18\n" +
+	"\aoutcome\x18\x11 \x03(\rR\aoutcome\x12\x1d\n" +
+	"\n" +
+	"user_agent\x18\x12 \x03(\tR\tuserAgent\x12\x18\n" +
+	"\agateway\x18\x13 \x03(\tR\agateway\x12\x16\n" +
+	"\x06client\x18\x14 \x03(\rR\x06client\x12\x10\n" +
+	"\x03ip6\x18\x15 \x01(\fR\x03ip6\x12\x10\n" +
+	"\x03ip4\x18\x16 \x01(\fR\x03ip4\x12\x16\n" +
+	"\x06source\x18\x17 \x03(\rR\x06source\x12\x1d\n" +
+	"\n" +
+	"latency_us\x18\x18 \x03(\x04R\tlatencyUs\x12#\n" +
+	"\rrequest_bytes\x18\x19 \x03(\x04R\frequestBytes\x12%\n" +
+	"\x0eresponse_bytes\x18\x1a \x03(\x04R\rresponseBytes\"\xd4\x03\n" +
 	"\n" +
 	"UsageEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
@@ -273,53 +572,55 @@ const file_usage_v1_usage_proto_rawDesc = "" +
 	"\agateway\x18\x10 \x01(\tR\agatewayB;Z9github.com/latchkey-dev/latchkey/schemas/usage/v1;usagev1b\x06proto3"
 
 var (
-	file_usage_v1_usage_proto_rawDescOnce sync.Once
-	file_usage_v1_usage_proto_rawDescData []byte
+	file_usage_proto_rawDescOnce sync.Once
+	file_usage_proto_rawDescData []byte
 )
 
-func file_usage_v1_usage_proto_rawDescGZIP() []byte {
-	file_usage_v1_usage_proto_rawDescOnce.Do(func() {
-		file_usage_v1_usage_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_usage_v1_usage_proto_rawDesc), len(file_usage_v1_usage_proto_rawDesc)))
+func file_usage_proto_rawDescGZIP() []byte {
+	file_usage_proto_rawDescOnce.Do(func() {
+		file_usage_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_usage_proto_rawDesc), len(file_usage_proto_rawDesc)))
 	})
-	return file_usage_v1_usage_proto_rawDescData
+	return file_usage_proto_rawDescData
 }
 
-var file_usage_v1_usage_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
-var file_usage_v1_usage_proto_goTypes = []any{
+var file_usage_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_usage_proto_goTypes = []any{
 	(*UsageBatch)(nil),            // 0: latchkey.usage.v1.UsageBatch
-	(*UsageEvent)(nil),            // 1: latchkey.usage.v1.UsageEvent
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*UsageColumns)(nil),          // 1: latchkey.usage.v1.UsageColumns
+	(*UsageEvent)(nil),            // 2: latchkey.usage.v1.UsageEvent
+	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
 }
-var file_usage_v1_usage_proto_depIdxs = []int32{
-	1, // 0: latchkey.usage.v1.UsageBatch.events:type_name -> latchkey.usage.v1.UsageEvent
-	2, // 1: latchkey.usage.v1.UsageEvent.time:type_name -> google.protobuf.Timestamp
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+var file_usage_proto_depIdxs = []int32{
+	2, // 0: latchkey.usage.v1.UsageBatch.events:type_name -> latchkey.usage.v1.UsageEvent
+	1, // 1: latchkey.usage.v1.UsageBatch.columns:type_name -> latchkey.usage.v1.UsageColumns
+	3, // 2: latchkey.usage.v1.UsageEvent.time:type_name -> google.protobuf.Timestamp
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
-func init() { file_usage_v1_usage_proto_init() }
-func file_usage_v1_usage_proto_init() {
-	if File_usage_v1_usage_proto != nil {
+func init() { file_usage_proto_init() }
+func file_usage_proto_init() {
+	if File_usage_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_usage_v1_usage_proto_rawDesc), len(file_usage_v1_usage_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_usage_proto_rawDesc), len(file_usage_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_usage_v1_usage_proto_goTypes,
-		DependencyIndexes: file_usage_v1_usage_proto_depIdxs,
-		MessageInfos:      file_usage_v1_usage_proto_msgTypes,
+		GoTypes:           file_usage_proto_goTypes,
+		DependencyIndexes: file_usage_proto_depIdxs,
+		MessageInfos:      file_usage_proto_msgTypes,
 	}.Build()
-	File_usage_v1_usage_proto = out.File
-	file_usage_v1_usage_proto_goTypes = nil
-	file_usage_v1_usage_proto_depIdxs = nil
+	File_usage_proto = out.File
+	file_usage_proto_goTypes = nil
+	file_usage_proto_depIdxs = nil
 }

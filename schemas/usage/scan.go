@@ -1,0 +1,536 @@
+package usage
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"strconv"
+	"time"
+	"unicode/utf8"
+	"unsafe"
+)
+
+// The fields of the event, numbered as in usage.proto.
+const (
+	fieldID = iota + 1
+	fieldTime
+	fieldOrgID
+	fieldKeyID
+	fieldSourceIP
+	fieldMethod
+	fieldRoute
+	fieldStatus
+	fieldScope
+	fieldDecision
+	fieldDenyReason
+	fieldUserAgent
+	fieldLatencyUS
+	fieldRequestBytes
+	fieldResponseBytes
+	fieldGateway
+	fieldCount
+)
+
+var fieldNames = [fieldCount]string{
+	"", "id", "time", "org_id", "key_id", "source_ip", "method", "route", "status", "scope", "decision",
+	"deny_reason", "user_agent", "latency_us", "request_bytes", "response_bytes", "gateway",
+}
+
+// fieldOf is the number of a field by its name, 0 if it is none of ours.
+func fieldOf(name []byte) int {
+	switch string(name) {
+	case "id":
+		return fieldID
+	case "time":
+		return fieldTime
+	case "org_id":
+		return fieldOrgID
+	case "key_id":
+		return fieldKeyID
+	case "source_ip":
+		return fieldSourceIP
+	case "method":
+		return fieldMethod
+	case "route":
+		return fieldRoute
+	case "status":
+		return fieldStatus
+	case "scope":
+		return fieldScope
+	case "decision":
+		return fieldDecision
+	case "deny_reason":
+		return fieldDenyReason
+	case "user_agent":
+		return fieldUserAgent
+	case "latency_us":
+		return fieldLatencyUS
+	case "request_bytes":
+		return fieldRequestBytes
+	case "response_bytes":
+		return fieldResponseBytes
+	case "gateway":
+		return fieldGateway
+	}
+	return 0
+}
+
+// scanner walks over JSON text. It reads what encoding/json reads, but field
+// names match exactly and a number must be a whole one.
+type scanner struct {
+	data []byte
+	pos  int
+}
+
+func (s *scanner) end() bool { return s.pos >= len(s.data) }
+
+func (s *scanner) space() {
+	for s.pos < len(s.data) {
+		switch s.data[s.pos] {
+		case ' ', '\t', '\r', '\n':
+			s.pos++
+		default:
+			return
+		}
+	}
+}
+
+func (s *scanner) take(c byte) bool {
+	if s.pos < len(s.data) && s.data[s.pos] == c {
+		s.pos++
+		return true
+	}
+	return false
+}
+
+func (s *scanner) syntax(reason string) error {
+	return fmt.Errorf("not valid JSON at byte %d: %s", s.pos, reason)
+}
+
+// plain marks the bytes that a JSON string holds as they are: neither quote nor
+// backslash, nor control characters, nor anything beyond ASCII.
+var plain = func() (t [256]bool) {
+	for c := 0x20; c < 0x80; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
+
+// text reads a string. The bytes lie in the input unless it held escapes or
+// broken UTF-8.
+func (s *scanner) text() ([]byte, error) {
+	if !s.take('"') {
+		return nil, s.syntax("expected a string")
+	}
+	start := s.pos
+	data := s.data
+	i := start
+	for i < len(data) && plain[data[i]] {
+		i++
+	}
+	if i < len(data) && data[i] == '"' {
+		s.pos = i + 1
+		return data[start:i], nil
+	}
+	odd := false
+	for ; i < len(data); i++ {
+		switch c := data[i]; {
+		case c == '"':
+			s.pos = i + 1
+			if !odd && utf8.Valid(data[start:i]) {
+				return data[start:i], nil
+			}
+			var out string
+			if err := json.Unmarshal(data[start-1:i+1], &out); err != nil {
+				s.pos = start
+				return nil, s.syntax("broken string")
+			}
+			return []byte(out), nil
+		case c == '\\':
+			odd = true
+			i++
+		case c < 0x20:
+			s.pos = i
+			return nil, s.syntax("control character in a string")
+		}
+	}
+	s.pos = len(data)
+	return nil, s.syntax("unterminated string")
+}
+
+// bracketed finds the end of an object or array by its brackets alone.
+func (s *scanner) bracketed() bool {
+	depth := 0
+	for s.pos < len(s.data) {
+		c := s.data[s.pos]
+		s.pos++
+		switch c {
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				return true
+			}
+		case '"':
+			if !s.skipText() {
+				return false
+			}
+		}
+	}
+	return false
+}
+
+func (s *scanner) skipText() bool {
+	for s.pos < len(s.data) {
+		c := s.data[s.pos]
+		s.pos++
+		switch {
+		case c == '"':
+			return true
+		case c == '\\':
+			s.pos++
+		case c < 0x20:
+			return false
+		}
+	}
+	return false
+}
+
+// resync moves behind a broken element of an array, if that can be told: its
+// brackets close and a comma or the end of the array follows.
+func (s *scanner) resync() bool {
+	if s.end() {
+		return false
+	}
+	if c := s.data[s.pos]; c == '{' || c == '[' {
+		if !s.bracketed() {
+			return false
+		}
+	} else {
+		for !s.end() && s.data[s.pos] != ',' && s.data[s.pos] != ']' {
+			if c := s.data[s.pos]; c == '"' || c == '{' || c == '[' || c == '}' {
+				return false
+			}
+			s.pos++
+		}
+	}
+	s.space()
+	return !s.end() && (s.data[s.pos] == ',' || s.data[s.pos] == ']')
+}
+
+// skip moves over one value of any kind.
+func (s *scanner) skip() error {
+	if s.end() {
+		return s.syntax("unexpected end")
+	}
+	start := s.pos
+	switch c := s.data[s.pos]; {
+	case c == '"':
+		_, err := s.text()
+		return err
+	case c == '{', c == '[':
+		if !s.bracketed() || !json.Valid(s.data[start:s.pos]) {
+			s.pos = start
+			return s.syntax("broken value")
+		}
+		return nil
+	}
+	for !s.end() && !delimiter(s.data[s.pos]) {
+		s.pos++
+	}
+	if !json.Valid(s.data[start:s.pos]) {
+		s.pos = start
+		return s.syntax("broken value")
+	}
+	return nil
+}
+
+func delimiter(c byte) bool {
+	return c == ',' || c == '}' || c == ']' || c == ' ' || c == '\t' || c == '\r' || c == '\n'
+}
+
+// element reads one event into d.ev. err is about the event and leaves the
+// scanner behind it; syntax says that the JSON itself is broken.
+func (d *Decoder) element(s *scanner) (err, syntax error) {
+	d.ev = Event{}
+	if s.end() {
+		return nil, s.syntax("unexpected end")
+	}
+	if s.data[s.pos] != '{' {
+		if syntax = s.skip(); syntax != nil {
+			return nil, syntax
+		}
+		return errors.New("an event is a JSON object"), nil
+	}
+	s.pos++
+	s.space()
+	if s.take('}') {
+		return nil, nil
+	}
+	for {
+		s.space()
+		name, syntax := s.text()
+		if syntax != nil {
+			return err, syntax
+		}
+		field := fieldOf(name)
+		s.space()
+		if !s.take(':') {
+			return err, s.syntax("expected a colon")
+		}
+		s.space()
+		ferr, syntax := d.value(s, field)
+		if syntax != nil {
+			return err, syntax
+		}
+		err = join(err, ferr)
+		s.space()
+		if s.take(',') {
+			continue
+		}
+		if s.take('}') {
+			return err, nil
+		}
+		return err, s.syntax("expected a comma or the end of the object")
+	}
+}
+
+// value reads the value of a field; that of an unknown one is skipped, and null
+// is as good as absent.
+func (d *Decoder) value(s *scanner, field int) (err, syntax error) {
+	if field == 0 {
+		return nil, s.skip()
+	}
+	if s.end() {
+		return nil, s.syntax("unexpected end")
+	}
+	start := s.pos
+	switch c := s.data[start]; {
+	case c == '"':
+		b, syntax := s.text()
+		if syntax != nil {
+			return nil, syntax
+		}
+		return d.setText(field, b), nil
+	case '0' <= c && c <= '9':
+		if n, ok := s.whole(); ok {
+			return d.setNumber(field, n), nil
+		}
+	}
+	if syntax := s.skip(); syntax != nil {
+		return nil, syntax
+	}
+	raw := s.data[start:s.pos]
+	if string(raw) == "null" {
+		return nil, nil
+	}
+	if isNumber(field) {
+		return fmt.Errorf("%s is %.40s, want a whole number that is not negative", fieldNames[field], raw), nil
+	}
+	return fmt.Errorf("%s is %.40s, want a string", fieldNames[field], raw), nil
+}
+
+// whole reads digits that end where a value may end.
+func (s *scanner) whole() (uint64, bool) {
+	i, n := s.pos, uint64(0)
+	for ; i < len(s.data) && '0' <= s.data[i] && s.data[i] <= '9'; i++ {
+		digit := uint64(s.data[i] - '0')
+		if n > (math.MaxUint64-digit)/10 {
+			return 0, false
+		}
+		n = n*10 + digit
+	}
+	if s.data[s.pos] == '0' && i > s.pos+1 || i < len(s.data) && !delimiter(s.data[i]) {
+		return 0, false
+	}
+	s.pos = i
+	return n, true
+}
+
+func isNumber(field int) bool {
+	switch field {
+	case fieldStatus, fieldLatencyUS, fieldRequestBytes, fieldResponseBytes:
+		return true
+	}
+	return false
+}
+
+func (d *Decoder) setNumber(field int, n uint64) error {
+	switch field {
+	case fieldStatus:
+		if n > 999 {
+			return fmt.Errorf("status %d is no HTTP status", n)
+		}
+		d.ev.Status = uint16(n)
+	case fieldLatencyUS:
+		// Seventy minutes and more are all the same to us.
+		d.ev.LatencyUS = uint32(min(n, math.MaxUint32))
+	case fieldRequestBytes:
+		d.ev.RequestBytes = n
+	case fieldResponseBytes:
+		d.ev.ResponseBytes = n
+	default:
+		return fmt.Errorf("%s is the number %d, want a string", fieldNames[field], n)
+	}
+	return nil
+}
+
+func (d *Decoder) setText(field int, b []byte) (err error) {
+	ev := &d.ev
+	switch field {
+	case fieldID:
+		ev.ID = string(b)
+	case fieldTime:
+		ev.Time, err = parseTime(b)
+	case fieldSourceIP:
+		ev.SourceIP, err = parseAddr(b)
+	case fieldOrgID:
+		ev.OrgID = d.texts.text(field, b)
+	case fieldKeyID:
+		ev.KeyID = d.texts.text(field, b)
+	case fieldMethod:
+		ev.Method = d.texts.text(field, b)
+	case fieldRoute:
+		ev.Route = d.texts.text(field, b)
+	case fieldScope:
+		ev.Scope = d.texts.text(field, b)
+	case fieldDecision:
+		ev.Decision = d.texts.text(field, b)
+	case fieldDenyReason:
+		ev.DenyReason = d.texts.text(field, b)
+	case fieldUserAgent:
+		ev.UserAgent = d.texts.text(field, b)
+	case fieldGateway:
+		ev.Gateway = d.texts.text(field, b)
+	default:
+		return fmt.Errorf("%s is a string, want a whole number", fieldNames[field])
+	}
+	return err
+}
+
+// parseAddr reads an address; an empty one is absent.
+func parseAddr(b []byte) (netip.Addr, error) {
+	if len(b) == 0 {
+		return netip.Addr{}, nil
+	}
+	// The string does not outlive the call: a parsed address holds numbers only,
+	// zones are refused and the error is made anew.
+	addr, err := netip.ParseAddr(unsafe.String(&b[0], len(b)))
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("source_ip %.60q is no IP address", b)
+	}
+	if addr.Zone() != "" {
+		return netip.Addr{}, fmt.Errorf("source_ip %.60q has a zone", b)
+	}
+	return addr, nil
+}
+
+// parseTime reads RFC 3339; the usual form in UTC without any detour.
+func parseTime(b []byte) (time.Time, error) {
+	if t, ok := parseUTC(b); ok {
+		return t, nil
+	}
+	var t time.Time
+	if err := t.UnmarshalText(b); err != nil {
+		return time.Time{}, fmt.Errorf("time %.60q is not RFC 3339", b)
+	}
+	return t.UTC(), nil
+}
+
+func parseUTC(b []byte) (time.Time, bool) {
+	if len(b) < 20 || len(b) > 30 || b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' || b[len(b)-1] != 'Z' {
+		return time.Time{}, false
+	}
+	y1, ok1 := pair(b[0:])
+	y2, ok2 := pair(b[2:])
+	mo, ok3 := pair(b[5:])
+	da, ok4 := pair(b[8:])
+	ho, ok5 := pair(b[11:])
+	mi, ok6 := pair(b[14:])
+	se, ok7 := pair(b[17:])
+	if !(ok1 && ok2 && ok3 && ok4 && ok5 && ok6 && ok7) || mo < 1 || mo > 12 || da < 1 || da > 28 || ho > 23 || mi > 59 || se > 59 {
+		// The 29th to the 31st are left to the long way, which knows the months.
+		return time.Time{}, false
+	}
+	ns := 0
+	if frac := b[19 : len(b)-1]; len(frac) > 0 {
+		if frac[0] != '.' || len(frac) == 1 {
+			return time.Time{}, false
+		}
+		for i := 1; i < 10; i++ {
+			ns *= 10
+			if i < len(frac) {
+				if frac[i] < '0' || frac[i] > '9' {
+					return time.Time{}, false
+				}
+				ns += int(frac[i] - '0')
+			}
+		}
+	}
+	return time.Date(y1*100+y2, time.Month(mo), da, ho, mi, se, ns, time.UTC), true
+}
+
+func pair(b []byte) (int, bool) {
+	hi, lo := b[0]-'0', b[1]-'0'
+	return int(hi)*10 + int(lo), hi < 10 && lo < 10
+}
+
+// AppendJSON appends the event as MarshalJSON writes it, without its detours.
+func (e *Event) AppendJSON(b []byte) []byte {
+	b = append(b, '{')
+	if e.ID != "" {
+		b = append(appendText(append(b, `"id":`...), e.ID), ',')
+	}
+	b = append(b, `"time":"`...)
+	b = e.Time.AppendFormat(b, time.RFC3339Nano)
+	b = appendText(append(b, `","org_id":`...), e.OrgID)
+	b = appendText(append(b, `,"key_id":`...), e.KeyID)
+	b = append(b, `,"source_ip":"`...)
+	if e.SourceIP.IsValid() {
+		b = e.SourceIP.AppendTo(b)
+	}
+	b = append(b, '"')
+	b = appendField(b, `,"method":`, e.Method)
+	b = appendText(append(b, `,"route":`...), e.Route)
+	b = appendCount(b, `,"status":`, uint64(e.Status))
+	b = appendField(b, `,"scope":`, e.Scope)
+	b = appendField(b, `,"decision":`, e.Decision)
+	b = appendField(b, `,"deny_reason":`, e.DenyReason)
+	b = appendField(b, `,"user_agent":`, e.UserAgent)
+	b = appendCount(b, `,"latency_us":`, uint64(e.LatencyUS))
+	b = appendCount(b, `,"request_bytes":`, e.RequestBytes)
+	b = appendCount(b, `,"response_bytes":`, e.ResponseBytes)
+	b = appendField(b, `,"gateway":`, e.Gateway)
+	return append(b, '}')
+}
+
+func appendField(b []byte, name, value string) []byte {
+	if value == "" {
+		return b
+	}
+	return appendText(append(b, name...), value)
+}
+
+func appendCount(b []byte, name string, n uint64) []byte {
+	if n == 0 {
+		return b
+	}
+	return strconv.AppendUint(append(b, name...), n, 10)
+}
+
+func appendText(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; !plain[c] || c == '<' || c == '>' || c == '&' {
+			quoted, err := json.Marshal(s)
+			if err != nil {
+				return append(b, `""`...)
+			}
+			return append(b, quoted...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}
