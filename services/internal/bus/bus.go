@@ -33,6 +33,8 @@ const (
 	Verdicts  = "verdicts"  // <alert id>
 	Baselines = "baselines" // <partition>.<key token>
 	Webhooks  = "webhooks"  // <webhook id>
+	// Deliveries is the notifier's outbox and its record of what became of every mail and webhook call.
+	Deliveries = "deliveries" // alert.<alert id>, notice.<notice id>, owner.<address hash>, hook.<webhook id>.<event id>
 )
 
 // DefaultPartitions is how many partitions USAGE has unless told otherwise; the
@@ -85,7 +87,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, cfg Config) error {
 			return fmt.Errorf("create stream %s: %w", sc.Name, err)
 		}
 	}
-	for _, name := range []string{Orgs, Verdicts, Baselines, Webhooks} {
+	for _, name := range []string{Orgs, Verdicts, Baselines, Webhooks, Deliveries} {
 		_, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket: name, Storage: jetstream.FileStorage, Replicas: cfg.Replicas, Compression: name == Baselines,
 		})
