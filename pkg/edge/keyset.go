@@ -1,0 +1,343 @@
+package edge
+
+import (
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/latchkey-dev/latchkey/pkg/apikey"
+	"github.com/latchkey-dev/latchkey/schemas/key"
+)
+
+// Key is what an edge knows about one API key. It is immutable and safe for
+// concurrent use: a change of the key makes a new Key.
+type Key struct {
+	hash    apikey.Hash
+	seq     uint64 // stream sequence of the change that made it
+	expires int64  // unix nanoseconds, 0 is never
+	id      string
+	name    string
+	orgID   string
+	env     string
+	scopes  *grant
+	cidrs   []netip.Prefix
+	state   state
+}
+
+type state uint8
+
+const (
+	stateActive state = iota
+	stateSuspended
+	stateRevoked
+	// stateUnreadable marks a key whose last record could not be read: it is
+	// refused until a readable one comes.
+	stateUnreadable
+	// stateGone marks a hash that no key has any more, or that two keys claim.
+	stateGone
+)
+
+// grant is a set of scopes, shared by all keys that hold the same.
+type grant struct {
+	set  apikey.Scopes
+	list []string
+	text string // blank-delimited
+}
+
+// ID is the key's id, "key_…".
+func (k *Key) ID() string { return k.id }
+
+// OrgID is the organization that the key belongs to.
+func (k *Key) OrgID() string { return k.orgID }
+
+// Name is the name that its owner gave the key.
+func (k *Key) Name() string { return k.name }
+
+// Environment is "live", "test" or what the key was created for.
+func (k *Key) Environment() string { return k.env }
+
+// Scopes are the scopes that the key holds; the caller must not change them.
+func (k *Key) Scopes() []string { return k.scopes.list }
+
+// ScopeText is the blank-delimited list of the scopes that the key holds.
+func (k *Key) ScopeText() string { return k.scopes.text }
+
+// Allows reports whether the key holds scope, by name, as "resource:*" or as
+// "full_access". It says nothing of the key's status or expiry.
+func (k *Key) Allows(scope string) bool { return k.scopes.set.Covers(scope) }
+
+// FullAccess reports whether the key holds "full_access".
+func (k *Key) FullAccess() bool { return k.scopes.set.Full() }
+
+// ExpiresAt is when the key stops working; the zero time is never.
+func (k *Key) ExpiresAt() time.Time {
+	if k.expires == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, k.expires).UTC()
+}
+
+// Active reports whether the key is neither suspended, revoked nor expired at now.
+func (k *Key) Active(now time.Time) bool {
+	return k.state == stateActive && (k.expires == 0 || now.UnixNano() < k.expires)
+}
+
+// Sequence is the sequence in the KEYS stream of the change that made this Key.
+func (k *Key) Sequence() uint64 { return k.seq }
+
+func (k *Key) admits(ip netip.Addr) bool {
+	if len(k.cidrs) == 0 {
+		return true
+	}
+	for _, p := range k.cidrs {
+		if p.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// Keyset holds every key in memory, found by the hash of its secret.
+//
+// Look-ups take no lock and allocate nothing: they read an open-addressing table
+// of atomic pointers, which one writer at a time changes in place and replaces
+// when it grows. A change is visible to every look-up that begins after
+// [Keyset.Apply] has returned.
+//
+// What a Keyset holds only moves forward: a change with an older stream
+// sequence than the one known for its key is ignored, and a key once seen
+// revoked stays revoked whatever comes later, so that no order of watch, refresh
+// and redelivery brings a key back.
+type Keyset struct {
+	table atomic.Pointer[table]
+
+	mu     sync.Mutex // guards what follows, and writes to the table
+	byID   map[string]*Key
+	used   int // slots of the table in use
+	grants map[string]*grant
+	words  map[string]string // organizations and environments, each held once
+
+	feed feed
+}
+
+// table is a power of two of slots, at most three quarters of them in use, so
+// that every probe ends at an empty one.
+type table struct {
+	mask  uint64
+	slots []atomic.Pointer[Key]
+}
+
+// NewKeyset returns an empty set. Fill it with [Keyset.Watch].
+func NewKeyset() *Keyset {
+	s := &Keyset{
+		byID:   map[string]*Key{},
+		grants: map[string]*grant{},
+		words:  map[string]string{},
+	}
+	s.table.Store(newTable(64))
+	s.feed.init()
+	return s
+}
+
+func newTable(slots int) *table {
+	return &table{mask: uint64(slots - 1), slots: make([]atomic.Pointer[Key], slots)}
+}
+
+// Lookup finds the key whose secret has this hash, nil if there is none. The
+// key may be revoked, suspended or expired: [Edge.Decide] judges it.
+func (s *Keyset) Lookup(hash apikey.Hash) *Key {
+	t := s.table.Load()
+	for i := binary.LittleEndian.Uint64(hash[:8]) & t.mask; ; i = (i + 1) & t.mask {
+		k := t.slots[i].Load()
+		if k == nil {
+			return nil
+		}
+		if subtle.ConstantTimeCompare(k.hash[:], hash[:]) == 1 {
+			if k.state == stateGone {
+				return nil
+			}
+			return k
+		}
+	}
+}
+
+// ByID finds a key by its id, nil if there is none.
+func (s *Keyset) ByID(id string) *Key {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byID[id]
+}
+
+// Len is the number of keys known, whatever their status.
+func (s *Keyset) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.byID)
+}
+
+// Apply takes a record into the set; seq is the stream sequence of the change
+// that made it. It reports whether the record was news; an older one than the
+// set has seen is not, and changes nothing.
+func (s *Keyset) Apply(rec *key.Record, seq uint64) (bool, error) {
+	hash, err := apikey.ParseHash(rec.Hash)
+	if err != nil {
+		return false, err
+	}
+	if rec.ID == "" {
+		return false, errors.New("key record has no id")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.put(s.compact(rec, hash, seq)), nil
+}
+
+// quarantine refuses a key whose record at seq could not be read.
+func (s *Keyset) quarantine(id string, seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cur := s.byID[id]; cur != nil && cur.seq < seq {
+		k := *cur
+		k.seq, k.state = seq, max(k.state, stateUnreadable)
+		if cur.state == stateRevoked {
+			k.state = stateRevoked
+		}
+		s.byID[id] = &k
+		s.insert(&k)
+	}
+}
+
+// compact makes a Key that holds on to none of the record's memory.
+func (s *Keyset) compact(rec *key.Record, hash apikey.Hash, seq uint64) *Key {
+	text := rec.ID + rec.Name // one allocation for both
+	k := &Key{
+		hash: hash, seq: seq,
+		id: text[:len(rec.ID)], name: text[len(rec.ID):],
+		orgID: s.word(rec.OrgID), env: s.word(rec.Environment),
+		scopes: s.grant(rec.Scopes),
+	}
+	if rec.ExpiresAt != nil {
+		k.expires = rec.ExpiresAt.UnixNano()
+	}
+	for _, p := range rec.AllowedCIDRs {
+		k.cidrs = append(k.cidrs, foldPrefix(p))
+	}
+	switch rec.Status {
+	case key.Active:
+		k.state = stateActive
+	case key.Revoked:
+		k.state = stateRevoked
+	default: // suspended, or a status of a later version: refused
+		k.state = stateSuspended
+	}
+	return k
+}
+
+// foldPrefix reads an IPv4-mapped prefix as the IPv4 prefix that it means.
+func foldPrefix(p netip.Prefix) netip.Prefix {
+	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
+}
+
+func (s *Keyset) word(w string) string {
+	if known, ok := s.words[w]; ok {
+		return known
+	}
+	w = strings.Clone(w)
+	s.words[w] = w
+	return w
+}
+
+func (s *Keyset) grant(scopes []string) *grant {
+	text := strings.Join(scopes, " ")
+	if g, ok := s.grants[text]; ok {
+		return g
+	}
+	// A scope that this version cannot read grants nothing; the others still do.
+	list := slices.DeleteFunc(slices.Clone(scopes), func(sc string) bool { return apikey.CheckScope(sc) != nil })
+	set, err := apikey.CompileScopes(list)
+	if err != nil {
+		list, set = nil, apikey.Scopes{}
+	}
+	g := &grant{set: set, list: list, text: strings.Join(list, " ")}
+	s.grants[text] = g
+	return g
+}
+
+// put makes k the state of its key unless a later change is known.
+func (s *Keyset) put(k *Key) bool {
+	cur := s.byID[k.id]
+	if cur != nil {
+		if k.seq <= cur.seq {
+			// A revocation counts even when it comes late: no later state can undo it.
+			if k.state != stateRevoked || cur.state == stateRevoked {
+				return false
+			}
+			late := *cur
+			late.state = stateRevoked
+			k = &late
+		}
+		if cur.state == stateRevoked {
+			k.state = stateRevoked
+		}
+		if cur.hash != k.hash {
+			gone := *cur
+			gone.state = stateGone
+			s.insert(&gone)
+		}
+	}
+	if holder := s.Lookup(k.hash); holder != nil && holder.id != k.id {
+		// Two keys claim one secret. Nobody can say whose request it would be, so
+		// neither works; the API cannot make such a pair.
+		k.state = stateGone
+	}
+	s.byID[k.id] = k
+	s.insert(k)
+	return true
+}
+
+// insert puts k into the slot of its hash.
+func (s *Keyset) insert(k *Key) {
+	t := s.table.Load()
+	i := binary.LittleEndian.Uint64(k.hash[:8]) & t.mask
+	for ; ; i = (i + 1) & t.mask {
+		cur := t.slots[i].Load()
+		if cur == nil {
+			break
+		}
+		if cur.hash == k.hash {
+			t.slots[i].Store(k)
+			return
+		}
+	}
+	if 4*(s.used+1) > 3*len(t.slots) {
+		s.grow(t)
+		s.insert(k)
+		return
+	}
+	s.used++
+	t.slots[i].Store(k)
+}
+
+func (s *Keyset) grow(old *table) {
+	t := newTable(2 * len(old.slots))
+	for i := range old.slots {
+		k := old.slots[i].Load()
+		if k == nil {
+			continue
+		}
+		j := binary.LittleEndian.Uint64(k.hash[:8]) & t.mask
+		for t.slots[j].Load() != nil {
+			j = (j + 1) & t.mask
+		}
+		t.slots[j].Store(k)
+	}
+	s.table.Store(t)
+}
