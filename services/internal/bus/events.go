@@ -1,0 +1,130 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+)
+
+// EventID is the id of an event that came without one: where it lies in USAGE.
+func EventID(sequence uint64, index int) string {
+	return "usage:" + strconv.FormatUint(sequence, 10) + ":" + strconv.Itoa(index)
+}
+
+// History tells whether the message is history that was imported: learned from
+// and stored, but nobody is mailed.
+func (m *Message) History() bool { return m.Header.Get(usage.HeaderMode) == usage.ModeHistory }
+
+// ContentType is that of the message.
+func (m *Message) ContentType() string { return m.Header.Get("Content-Type") }
+
+// Events decodes a message of USAGE as [usage.Decode] does, and gives each event
+// an id ([EventID]) that has none. Its time is judged by when the message was
+// stored, so that every reader at any time comes to the same result.
+func (m *Message) Events(d *usage.Decoder, fn func(i int, ev *usage.Event, err error)) error {
+	return d.Decode(m.ContentType(), m.Data, m.Time, func(i int, ev *usage.Event, err error) {
+		if err == nil && ev.ID == "" {
+			ev.ID = EventID(m.Sequence, i)
+		}
+		fn(i, ev, err)
+	})
+}
+
+// Misplaced is an event that came in a message of another partition than its key's.
+type Misplaced struct {
+	Index int
+	Event usage.Event
+}
+
+// Reroute publishes events that do not belong on the partition of their message
+// to the right ones. Collector and detector both ignore such events and call
+// this before they acknowledge the message; the message ids follow from
+// sequence and index, so each event arrives once.
+func Reroute(ctx context.Context, js jetstream.JetStream, m *Message, partitions int, events []Misplaced) error {
+	for i := range events {
+		ev := &events[i].Event
+		msg := &nats.Msg{
+			Subject: usage.Subject(usage.Partition(ev.KeyID, partitions)),
+			Header:  nats.Header{"Content-Type": {usage.ContentTypeProtobuf}},
+			Data:    ev.AppendProtobuf(nil),
+		}
+		if m.History() {
+			msg.Header.Set(usage.HeaderMode, usage.ModeHistory)
+		}
+		id := "reroute:" + strconv.FormatUint(m.Sequence, 10) + ":" + strconv.Itoa(events[i].Index)
+		if _, err := js.PublishMsg(ctx, msg, jetstream.WithMsgID(id)); err != nil {
+			return fmt.Errorf("reroute event %d of message %d: %w", events[i].Index, m.Sequence, err)
+		}
+	}
+	return nil
+}
+
+// IsFull tells whether a publish was refused because the stream is full.
+func IsFull(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == 10077
+}
+
+// Trim removes from USAGE what every service has consumed, once the stream
+// holds more than tail bytes, which are kept for those who want to look back.
+// It returns the first sequence that is left. Any number of processes may call it.
+func Trim(ctx context.Context, js jetstream.JetStream, tail uint64) (uint64, error) {
+	s, err := js.Stream(ctx, Usage)
+	if err != nil {
+		return 0, fmt.Errorf("look up stream %s: %w", Usage, err)
+	}
+	state := s.CachedInfo().State
+	if state.Bytes <= tail || state.Msgs == 0 {
+		return state.FirstSeq, nil
+	}
+	floor := state.LastSeq
+	list := s.ListConsumers(ctx)
+	for info := range list.Info() {
+		f, err := consumed(ctx, s, info, state.LastSeq)
+		if err != nil {
+			return 0, err
+		}
+		floor = min(floor, f)
+	}
+	if err := list.Err(); err != nil {
+		return 0, fmt.Errorf("list consumers of %s: %w", Usage, err)
+	}
+	if floor < state.FirstSeq {
+		return state.FirstSeq, nil
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSequence(floor+1)); err != nil {
+		return 0, fmt.Errorf("trim stream %s to %d: %w", Usage, floor+1, err)
+	}
+	return floor + 1, nil
+}
+
+// consumed is the sequence up to which a consumer needs nothing any more. The
+// floor of an idle partition stays behind, so the next message on its subject
+// is looked for; last is a sequence that was stored before the consumer was asked.
+func consumed(ctx context.Context, s jetstream.Stream, info *jetstream.ConsumerInfo, last uint64) (uint64, error) {
+	floor := info.AckFloor.Stream
+	if info.Config.AckPolicy == jetstream.AckNonePolicy || floor >= last {
+		return last, nil
+	}
+	if info.NumPending > 0 || info.NumAckPending > 0 {
+		return floor, nil
+	}
+	subject := info.Config.FilterSubject
+	if subject == "" {
+		return floor, nil
+	}
+	next, err := s.GetMsg(ctx, floor+1, jetstream.WithGetMsgSubject(subject))
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return last, nil
+	case err != nil:
+		return 0, fmt.Errorf("look for the next message of %s: %w", subject, err)
+	}
+	return next.Sequence - 1, nil
+}
