@@ -1,0 +1,166 @@
+package anomaly
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"unique"
+)
+
+// codecVersion changes whenever state does; an older form is refused, and the
+// caller rebuilds from events.
+const codecVersion = 1
+
+var stateSize = binary.Size(state{})
+
+// Encode is the key's whole baseline, episode included, nil if the key is unknown.
+func (e *Engine) Encode(keyID string) []byte {
+	p := e.keys[keyID]
+	if p == nil {
+		return nil
+	}
+	b := make([]byte, 0, stateSize+512)
+	b = append(b, codecVersion)
+	b, err := binary.Append(b, binary.LittleEndian, &p.state)
+	if err != nil {
+		panic(err) // the struct has a field without a fixed size: no input can cause it
+	}
+	b = binary.LittleEndian.AppendUint64(b, math.Float64bits(p.strict))
+	b = appendString(b, p.org.Value())
+	b = appendString(b, p.parent)
+	for i := range p.Routes {
+		if p.Routes[i].Hash != 0 {
+			b = appendString(b, p.names[i].Value())
+		}
+	}
+	var ep []byte
+	if p.episode != nil {
+		if ep, err = json.Marshal(p.episode); err != nil {
+			panic(err)
+		}
+	}
+	return appendString(b, string(ep))
+}
+
+// Decode replaces what is known of a key with the result of an [Engine.Encode].
+// On an error the key stays as it was.
+func (e *Engine) Decode(keyID string, data []byte) error {
+	p := &profile{}
+	if len(data) < 1+stateSize+8 || data[0] != codecVersion {
+		return errors.New("decode baseline: not a baseline of this version")
+	}
+	data = data[1:]
+	if err := binary.Read(bytes.NewReader(data[:stateSize]), binary.LittleEndian, &p.state); err != nil {
+		return fmt.Errorf("decode baseline: %w", err)
+	}
+	data = data[stateSize:]
+	p.strict = math.Float64frombits(binary.LittleEndian.Uint64(data))
+	if err := p.state.check(); err != nil || math.IsNaN(p.strict) || math.IsInf(p.strict, 0) {
+		return errors.Join(errors.New("decode baseline: a value is out of range"), err)
+	}
+	d := decoder{data: data[8:]}
+	p.org = unique.Make(d.string())
+	p.parent = d.string()
+	for i := range p.Routes {
+		if p.Routes[i].Hash != 0 {
+			p.names[i] = unique.Make(d.string())
+		}
+	}
+	if ep := d.string(); ep != "" {
+		p.episode = &episode{}
+		if err := json.Unmarshal([]byte(ep), p.episode); err != nil {
+			return fmt.Errorf("decode baseline: episode: %w", err)
+		}
+	}
+	if d.bad || len(d.data) != 0 {
+		return errors.New("decode baseline: cut short or followed by more")
+	}
+	e.keys[keyID] = p
+	return nil
+}
+
+// check refuses numbers that arithmetic could not go on from.
+func (s *state) check() error {
+	sums := float64(s.Level) + float64(s.Hours) + float64(s.Active) + float64(s.Actual) + float64(s.Expected) +
+		float64(s.Batch) + float64(s.Spread) + float64(s.Excess) + float64(s.Lambda) + float64(s.MixHours)
+	for _, v := range s.Day {
+		sums += float64(v)
+	}
+	for i := range s.Routes {
+		sums += float64(s.Routes[i].Share) + float64(s.Routes[i].Evidence)
+	}
+	if math.IsNaN(sums) || math.IsInf(sums, 0) {
+		return errors.New("not a number")
+	}
+	if s.Turned >= routeSlots || s.RecentAt >= recentEvents || s.PastAt >= pastEpisodes {
+		return errors.New("index out of range")
+	}
+	return nil
+}
+
+type decoder struct {
+	data []byte
+	bad  bool
+}
+
+func (d *decoder) string() string {
+	n, used := binary.Uvarint(d.data)
+	if used <= 0 || n > uint64(len(d.data)-used) {
+		d.bad, d.data = true, nil
+		return ""
+	}
+	s := string(d.data[used : used+int(n)])
+	d.data = d.data[used+int(n):]
+	return s
+}
+
+func appendString(b []byte, s string) []byte {
+	b = binary.AppendUvarint(b, uint64(len(s)))
+	return append(b, s...)
+}
+
+// EncodeSources is what is known of refused sources, which belongs to no key.
+func (e *Engine) EncodeSources() []byte {
+	b := []byte{codecVersion}
+	for i := range e.sources.table {
+		if s := &e.sources.table[i]; s.Key != 0 {
+			b, _ = binary.Append(b, binary.LittleEndian, s)
+		}
+	}
+	return b
+}
+
+// DecodeSources takes back the result of [Engine.EncodeSources].
+func (e *Engine) DecodeSources(data []byte) error {
+	size := binary.Size(source{})
+	if len(data) < 1 || data[0] != codecVersion || (len(data)-1)%size != 0 {
+		return errors.New("decode sources: not of this version")
+	}
+	t := make([]source, sourceSlots)
+	for data = data[1:]; len(data) > 0; data = data[size:] {
+		var s source
+		if err := binary.Read(bytes.NewReader(data[:size]), binary.LittleEndian, &s); err != nil {
+			return fmt.Errorf("decode sources: %w", err)
+		}
+		t[mix(s.Key)%sourceSlots] = s
+	}
+	e.sources.table = t
+	return nil
+}
+
+// Inherit gives a key its parent's baseline, as a rotation does. A child that has
+// lived on its own for longer than a few events keeps what it has.
+func (e *Engine) Inherit(child, parent string) {
+	from := e.keys[parent]
+	own := e.keys[child]
+	if from == nil || child == parent || own != nil && own.Events > 20 {
+		return
+	}
+	p := &profile{state: from.state, org: from.org, parent: parent, names: from.names, strict: from.strict}
+	p.Past, p.PastAt, p.Revoked, p.RevokedAt = [pastEpisodes]pastEpisode{}, 0, 0, 0
+	p.Recent = [recentEvents]uint32{}
+	e.keys[child] = p
+}

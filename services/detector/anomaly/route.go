@@ -1,0 +1,202 @@
+package anomaly
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"unique"
+
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+)
+
+// routeState is what a key does: the shares of its routes (method and folded
+// path), and the evidence that one of them is taking over.
+type routeState struct {
+	Routes [routeSlots]route
+	// Areas are the folded paths' heads ("GET /v1/users"), coarser than routes.
+	Areas [areaSlots]slot
+	// NewRoute and NewArea say how often an hour of use brings news.
+	NewRoute, NewArea novelty
+	// MixHours is the number of hours of use that the shares were learned from.
+	MixHours float32
+	// InHour is the number of requests counted in Routes.Count; Fresh is 1 if the hour
+	// brought a new route, 2 a new area, 3 both.
+	InHour uint32
+	Fresh  uint32
+	// Turned is the slot of the latest alarm, for its words.
+	Turned uint32
+	// MixTail are the daily maxima of the evidence.
+	MixTail tail
+}
+
+// route is one route of a key.
+type route struct {
+	Hash uint64
+	// Share is the mean over hours of use of the route's part of the requests.
+	Share float32
+	// Evidence is Page's sum in nats; Count the requests in the current hour.
+	Evidence float32
+	Count    uint32
+	Day      uint32
+	// Seen counts the requests, up to 65,535; Strange is 1 for a route that came after
+	// the learning time, 2 where its area was new too.
+	Seen    uint16
+	Strange uint16
+}
+
+const (
+	priorRoute   = 0.1
+	mixBase      = 9.0 // nats that are an alarm at the default budget
+	mixCommon    = 0.22
+	mixLearning  = 7.0 // days
+	mixMemory    = 400 // hours of use
+	mixStep      = 4.2 // most nats that one request can add
+	mixOfferings = 0.5 // share of a route under the alternative
+)
+
+// judgeRoute is a sequential Bayes factor per route: under the key's own habits
+// a request is to this route with probability p, the route's posterior mean with the
+// missing mass (Good-Turing) for routes never seen; under the alternative with r·p. Each
+// request to the route adds ln r, each other one takes off (r-1)p, never below
+// zero (Page 1954). Evidence therefore outlives any amount of ordinary traffic
+// beside a route that is next to unknown, and is forgotten within few requests
+// for one that is merely rare.
+func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
+	f := e.fold(ev.Method, ev.Route)
+	at := p.findRoute(f.hash)
+	if at < 0 {
+		at = p.addRoute(f)
+	}
+	r := &p.Routes[at]
+	r.Count++
+	p.InHour++
+	r.Day = uint32(p.Hour / 24)
+	if r.Seen < math.MaxUint16 {
+		r.Seen++
+	}
+	p.otherEvidence(at)
+	if float64(r.Share) >= mixCommon || p.MixHours < 3 {
+		return
+	}
+	prob := max(float64(r.Share), 1e-5)
+	rise := mixOfferings / prob
+	step := min(math.Log(rise), mixStep)
+	if r.Strange == 1 {
+		step *= 0.75 // its area is known
+	}
+	r.Evidence = float32(min(float64(r.Evidence)+step, 1e3))
+	if p.ageDays(j.now) < mixLearning {
+		p.MixTail.see(float64(r.Evidence) / 2)
+		return
+	}
+	p.MixTail.see(float64(r.Evidence))
+	need := p.mixNeed()
+	if v := float64(r.Evidence); v >= need/2 {
+		p.Turned = uint32(at)
+		j.add(triggerMix, alarm*v/need)
+		if v >= need && p.Alarmed&2 == 0 {
+			r.Share, r.Evidence = 0.3, 0 // told once, adopted
+		}
+	}
+}
+
+func (p *profile) mixNeed() float64 {
+	perDay := 1e-3 * math.Exp(-p.strict)
+	return max(mixBase+p.strict, p.MixTail.light(perDay, 1))
+}
+
+func (p *profile) findRoute(hash uint64) int {
+	for i := range p.Routes {
+		if p.Routes[i].Hash == hash {
+			return i
+		}
+	}
+	return -1
+}
+
+// addRoute takes a slot for a new route: the one that matters least.
+func (p *profile) addRoute(f folded) int {
+	day, at := uint32(p.Hour/24), 0
+	worst := float32(math.MaxFloat32)
+	for i := range p.Routes {
+		r := &p.Routes[i]
+		worth := float32(-1)
+		if r.Hash != 0 {
+			age := float32(day) - float32(r.Day)
+			worth = (r.Share+r.Evidence)/(1+age*age/225) + float32(r.Count)
+		}
+		if worth < worst {
+			worst, at = worth, i
+		}
+	}
+	newArea := !touch(p.Areas[:], f.areaHash, day)
+	share := p.NewRoute.rate(priorRoute)
+	p.Fresh |= 1
+	strange := uint16(1)
+	if newArea {
+		share = min(share, p.NewArea.rate(priorRoute))
+		p.Fresh |= 2
+		strange = 2
+	}
+	if p.MixHours < 3 {
+		strange = 0
+	}
+	p.Routes[at] = route{Hash: f.hash, Share: float32(share * 0.2), Day: day, Strange: strange}
+	p.names[at] = unique.Make(f.name)
+	return at
+}
+
+// otherEvidence takes from every other route's evidence what a request elsewhere says.
+func (p *profile) otherEvidence(but int) {
+	for i := range p.Routes {
+		r := &p.Routes[i]
+		if r.Evidence <= 0 || i == but {
+			continue
+		}
+		prob := max(float64(r.Share), 1e-5)
+		rise := min(mixOfferings/prob, 60)
+		r.Evidence = float32(max(0, float64(r.Evidence)-(rise-1)*prob))
+	}
+}
+
+// closeRoutes learns the hours that ended.
+func (p *profile) closeRoutes() {
+	if p.InHour == 0 {
+		return
+	}
+	p.MixHours = min(p.MixHours+1, mixMemory)
+	rate := 1 / float64(p.MixHours)
+	for i := range p.Routes {
+		r := &p.Routes[i]
+		if r.Hash == 0 {
+			continue
+		}
+		part := float64(r.Count) / float64(p.InHour)
+		r.Share += float32(rate * (part - float64(r.Share)))
+		r.Count = 0
+	}
+	p.NewRoute.trial(p.Fresh&1 != 0)
+	p.NewArea.trial(p.Fresh&2 != 0)
+	p.InHour, p.Fresh = 0, 0
+}
+
+func (p *profile) mixWords() (observed, usual string) {
+	r := p.Routes[p.Turned]
+	name := p.names[p.Turned].Value()
+	observed = fmt.Sprintf("%s %s, %s in this hour's %s requests", name, never(r.Strange), thousands(float64(r.Count)), thousands(float64(p.InHour)))
+	var parts []string
+	for _, s := range p.usualRoutes(3, int(p.Turned)) {
+		parts = append(parts, fmt.Sprintf("%s %.1f %%", s.Value, 100*s.Share))
+	}
+	if len(parts) == 0 {
+		return observed, "nothing known yet"
+	}
+	return observed, strings.Join(parts, ", ")
+}
+
+func never(strange uint16) string {
+	if strange > 0 {
+		return "never used by this key before"
+	}
+	return "rarely used by this key before"
+}

@@ -1,0 +1,270 @@
+package anomaly
+
+import (
+	"fmt"
+	"math"
+	"time"
+)
+
+// volumeState is how much a key is used, by hour of the week.
+type volumeState struct {
+	// Hour is the current hour (Unix time / 3600), Count the requests in it so far;
+	// Bin and BinCount the same in slots of ten minutes.
+	Hour     int64
+	Bin      int64
+	Count    uint32
+	BinCount uint32
+	// Week are the mean requests of the 168 hours of the week (Monday 00:00 UTC
+	// first), coded by packCount; Day those of the 24 hours of the day; Level of any hour.
+	Week  [168]uint16
+	Day   [24]float32
+	Level float32
+	// Hours is the number of hours learned from, Active the share of them with a request.
+	Hours  float32
+	Active float32
+	// Actual and Expected are decayed sums over the latest hours: their ratio is
+	// how far the key now stands above its profile.
+	Actual, Expected float32
+	// Batch is the variance per mean of quiet hours, Spread the squared coefficient
+	// of variation of busy ones: variance = Batch·mean + Spread·mean².
+	Batch, Spread float32
+	// Excess is the evidence of a higher rate carried over from earlier hours.
+	Excess float32
+	// Lambda is what the current hour is expected to hold; CountAlarm and BinAlarm
+	// are the counts at which it becomes an alarm.
+	Lambda     float32
+	CountAlarm uint32
+	BinAlarm   uint32
+	// Alarmed is 1 once this hour's volume was an alarm.
+	Alarmed uint32
+	// Late counts the events that came after their hour.
+	Late uint32
+	// ExcessTail, HourTail and BinTail are the daily maxima of the evidence, of an
+	// hour's count and of a ten-minute count.
+	ExcessTail, HourTail, BinTail tail
+}
+
+const (
+	// riseRatio is the rise that the volume trigger looks for. Evidence grows only
+	// when the rate exceeds (riseRatio-1)/ln(riseRatio) = 3.4 times the expected one, so
+	// growth and a step to 2.5 times never add up to an alarm.
+	riseRatio = 8
+	// volumeLearning is how long a key is watched before its volume can alarm: half
+	// a month and a bit, so that what happens twice a month is known.
+	volumeLearning = 16 * 24 * time.Hour
+	// baseEvidence is the least evidence in nats for an alarm.
+	baseEvidence = 11
+)
+
+var logRise = math.Log(riseRatio)
+
+func (p *profile) initVolume() {
+	p.Batch, p.Spread = 1.5, 0.05
+}
+
+// packCount codes a mean count into 16 bits with a relative error of 1/4000.
+func packCount(x float64) uint16 {
+	return uint16(math.Round(min(math.Log2(1+x)*2048, 65535)))
+}
+
+func unpackCount(v uint16) float64 { return math.Exp2(float64(v)/2048) - 1 }
+
+// weekHour is the hour of the week, 0 = Monday 00:00 UTC (1 January 1970 was a Thursday).
+func weekHour(hour int64) int { return int(((hour+72)%168 + 168) % 168) }
+
+// expected is the mean count of an hour: the hour of the week shrunk to the hour
+// of the day shrunk to the key's level.
+func (p *profile) expected(hour int64) float64 {
+	w := weekHour(hour)
+	hours := float64(p.Hours)
+	days, weeks := min(hours/24, 14), min(hours/168, 5)
+	daily := (float64(p.Day[w%24])*days + 0.5*float64(p.Level)) / (days + 0.5)
+	return (unpackCount(p.Week[w])*weeks + daily) / (weeks + 1)
+}
+
+// slotRate is what an hour may hold without being news: its own expectation or
+// most of a neighbour's (cron jobs jitter and clocks change), raised when the key as a
+// whole has risen.
+func (p *profile) slotRate(hour int64) float64 {
+	x := max(p.expected(hour), 0.7*p.expected(hour-1), 0.7*p.expected(hour+1))
+	rise := (float64(p.Actual) + 5) / (float64(p.Expected) + 5)
+	return x * min(max(rise, 1), 4)
+}
+
+// advance moves the key's clock to an event's time, closing the hours between.
+func (p *profile) advance(now int64) {
+	if now-p.Newest > int64(24*time.Hour) {
+		p.Leap = p.Newest
+	} else if p.Leap != 0 && now-p.Leap > int64(72*time.Hour) {
+		p.Leap = 0
+	}
+	hour := hourOf(now)
+	if hour == p.Hour {
+		return
+	}
+	const longest = 24 * 28 // hours of silence that are learned from one by one
+	if hour-p.Hour > longest {
+		p.closeHour()
+		p.Hour, p.Count = hour-longest, 0
+	}
+	for p.Hour < hour {
+		p.closeHour()
+		p.Hour++
+		p.Count = 0
+	}
+	p.closeRoutes()
+	p.plan()
+}
+
+// closeHour learns the finished hour.
+func (p *profile) closeHour() {
+	c, h := float64(p.Count), p.Hour
+	raw := p.expected(h)
+	lambda := p.slotRate(h)
+	if p.Hours > 168 {
+		p.learnSpread(c, lambda)
+	}
+	p.Excess = float32(max(0, min(p.evidence(c, lambda), 1e4)) * 0.9)
+	if p.Alarmed != 0 {
+		p.Excess, p.Alarmed = 0, 0 // what was told once is no evidence for a second alert
+	}
+	p.ExcessTail.see(p.evidenceAlone(c, lambda))
+	p.HourTail.see(c)
+	if p.Hours > 336 {
+		c = min(c, 4*lambda+10) // a burst teaches a little, not all
+	}
+	w := weekHour(h)
+	p.Hours++
+	weeks, days, hours := min(float64(p.Hours)/168+1, 5), min(float64(p.Hours)/24+1, 14), min(float64(p.Hours), 168)
+	cell := unpackCount(p.Week[w])
+	p.Week[w] = packCount(cell + (c-cell)/weeks)
+	p.Day[w%24] += float32((c - float64(p.Day[w%24])) / days)
+	p.Level += float32((c - float64(p.Level)) / hours)
+	used := float32(0)
+	if p.Count > 0 {
+		used = 1
+	}
+	p.Active += (used - p.Active) / float32(min(float64(p.Hours), 336))
+	p.Actual = p.Actual*0.96 + float32(c)
+	p.Expected = p.Expected*0.96 + float32(raw)
+	if h%24 == 23 {
+		p.ExcessTail.close()
+		p.HourTail.close()
+		p.BinTail.close()
+		p.MixTail.close()
+	}
+}
+
+func (p *profile) learnSpread(c, lambda float64) {
+	d := (c - lambda) * (c - lambda)
+	if lambda < 20 {
+		p.Batch += float32(0.01 * (min(d/(lambda+0.3), 40) - float64(p.Batch)))
+		return
+	}
+	p.Spread += float32(0.01 * (min(max(d-lambda, 0)/(lambda*lambda), 2) - float64(p.Spread)))
+}
+
+// inflation is the variance of a count with the given mean, over the mean.
+func (p *profile) inflation(lambda float64) float64 {
+	return max(1, float64(p.Batch)) + float64(p.Spread)*lambda
+}
+
+// evidence is Page's cumulative sum (1954) for a Poisson rate of riseRatio times
+// the expected one, in nats, over the hours so far; an hour's whole expectation is
+// taken off at its beginning, so a running count can be compared at any moment. It is
+// divided by the inflation of the variance (quasi-likelihood, Wedderburn 1974).
+func (p *profile) evidence(c, lambda float64) float64 {
+	return float64(p.Excess) + p.evidenceAlone(c, lambda)
+}
+
+func (p *profile) evidenceAlone(c, lambda float64) float64 {
+	lambda += 0.2
+	return (c*logRise - (riseRatio-1)*lambda) / p.inflation(lambda)
+}
+
+// plan computes, for the hour that begins, the counts at which it is an alarm.
+func (p *profile) plan() {
+	lambda := p.slotRate(p.Hour)
+	p.Lambda = float32(lambda)
+	p.CountAlarm, p.BinAlarm = math.MaxUint32, math.MaxUint32
+	age := p.Newest - p.First
+	if age < int64(volumeLearning)*6/10 {
+		return
+	}
+	young := 1.0
+	if age < int64(volumeLearning) {
+		young = 4
+	}
+	perDay := 1e-3 * math.Exp(-p.strict)
+	need := max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1)) * young
+	c := ((need-float64(p.Excess))*p.inflation(lambda+0.2) + (riseRatio-1)*(lambda+0.2)) / logRise
+	most := float64(p.HourTail.Top[0])
+	if p.Active < 0.25 {
+		c = max(c, 2.5*most) // a job that runs at another hour is no news
+	}
+	p.CountAlarm = countOf(max(c, 6, 3*lambda))
+	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6) * young
+	if p.Active < 0.25 {
+		bin = max(bin, 2.5*most)
+	}
+	p.BinAlarm = countOf(bin)
+}
+
+func countOf(x float64) uint32 { return uint32(min(math.Ceil(x), math.MaxUint32-1)) }
+
+// judgeVolume counts the event and alarms the moment the running count passes
+// what the whole hour, or ten minutes of it, may hold.
+func (e *Engine) judgeVolume(p *profile, now int64, j *judgement) {
+	p.Count++
+	if bin := now / int64(10*time.Minute); bin != p.Bin {
+		p.Bin, p.BinCount = bin, 0
+	}
+	p.BinCount++
+	p.BinTail.see(float64(p.BinCount))
+	byHour, byBin := p.Count >= p.CountAlarm, p.BinCount >= p.BinAlarm
+	if !byHour && !byBin {
+		return
+	}
+	// The level is adopted at once: only twice as much again is further news.
+	ratio := 1.0
+	if byHour {
+		ratio = max(ratio, float64(p.Count)/(float64(p.Lambda)+1))
+		p.CountAlarm = countOf(2 * float64(p.Count))
+	}
+	if byBin {
+		ratio = max(ratio, 6*float64(p.BinCount)/(float64(p.Lambda)+1))
+		p.BinAlarm = countOf(2 * float64(p.BinCount))
+	}
+	p.Alarmed = 1
+	j.add(triggerVolume, alarm+math.Log10(ratio))
+}
+
+// teachLate adds an event to the hour of the week that it belongs to.
+func (p *profile) teachLate(now int64) {
+	p.Late++
+	behind := p.Hour - hourOf(now)
+	if behind > 24*28 || p.Hours < 1 {
+		return
+	}
+	w := weekHour(hourOf(now))
+	weeks, days := min(float64(p.Hours)/168+1, 5), min(float64(p.Hours)/24+1, 14)
+	limit := 4*p.expected(hourOf(now)) + 10
+	if cell := unpackCount(p.Week[w]); cell < limit {
+		p.Week[w] = packCount(cell + 1/weeks)
+	}
+	if float64(p.Day[w%24]) < limit {
+		p.Day[w%24] += float32(1 / days)
+	}
+}
+
+func (p *profile) volumeWords(now int64) (observed, usual string) {
+	at := time.Unix(0, now).UTC()
+	since := time.Unix(p.Hour*3600, 0).UTC()
+	observed = fmt.Sprintf("%s requests since %s UTC", thousands(float64(p.Count)), since.Format("15:04"))
+	if p.BinCount < p.Count {
+		observed += fmt.Sprintf(", %s of them since %s", thousands(float64(p.BinCount)), at.Truncate(10*time.Minute).Format("15:04"))
+	}
+	usual = fmt.Sprintf("about %s in the hour from %s on a %s, at most %s in any hour on record",
+		amount(p.expected(p.Hour)), since.Format("15:04"), since.Weekday(), thousands(float64(p.HourTail.Top[0])))
+	return observed, usual
+}
