@@ -40,8 +40,10 @@ func victims() map[string]member {
 			habit: habit{
 				perDay: 1400, weekend: 1.2, agent: "checkout/4.2 (go1.26)",
 				places: []place{{"159.69.33.7/32", 3}, {"159.69.33.8/32", 2}},
-				calls: []call{get("/v1/orders/{id}", "orders:read", 6), post("/v1/orders", "orders:write", 3),
-					get("/v1/products", "orders:read", 2)},
+				calls: []call{
+					get("/v1/orders/{id}", "orders:read", 6), post("/v1/orders", "orders:write", 3),
+					get("/v1/products", "orders:read", 2),
+				},
 			},
 		},
 		flooding: {
@@ -110,8 +112,10 @@ func quiet() []member {
 			habit: habit{
 				perDay: 520, weekend: 0.1, from: 6, to: 19, agent: "e2e/1.0 node-fetch",
 				places: []place{{"3.120.0.0/14", 4}, {"18.184.0.0/15", 3}, {"52.28.0.0/16", 2}},
-				calls: []call{get("/v1/orders/{id}", "orders:read", 4), post("/v1/orders", "orders:write", 2),
-					get("/v1/users/{id}", "users:read", 1)},
+				calls: []call{
+					get("/v1/orders/{id}", "orders:read", 4), post("/v1/orders", "orders:write", 2),
+					get("/v1/users/{id}", "users:read", 1),
+				},
 			},
 		},
 		{

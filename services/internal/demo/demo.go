@@ -43,10 +43,10 @@ type Config struct {
 }
 
 type demo struct {
-	cfg    Config
-	out    io.Writer
-	log    *slog.Logger
-	state  *state
+	cfg   Config
+	out   io.Writer
+	log   *slog.Logger
+	state *state
 	// keys are the state's as they were when the traffic began; only carryOn
 	// changes the state itself.
 	keys   []keyState
