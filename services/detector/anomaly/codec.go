@@ -164,3 +164,6 @@ func (e *Engine) Inherit(child, parent string) {
 	p.Recent = [recentEvents]uint32{}
 	e.keys[child] = p
 }
+
+// Forget drops what is known of a key.
+func (e *Engine) Forget(keyID string) { delete(e.keys, keyID) }

@@ -123,6 +123,9 @@ func (e *Engine) locate(a netip.Addr) place {
 // judgeNetwork asks how probable it is that this key turns up in a network that
 // it never used, and learns the visit.
 func (e *Engine) judgeNetwork(p *profile, ev *usage.Event, j *judgement) {
+	if ev.SourceIP.IsUnspecified() { // the log named no address: there is no network to learn
+		return
+	}
 	prefix := prefixOf(ev.SourceIP)
 	if prefix == p.LastPrefix && p.Hour == p.LastVisit {
 		return
