@@ -3,6 +3,7 @@ package edge
 import (
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/latchkey-dev/latchkey/pkg/apikey"
@@ -79,8 +80,6 @@ type Options struct {
 	Recorder Recorder
 	// Hasher hashes the secrets as the keys service did; set it if there are peppers.
 	Hasher apikey.Hasher
-	// Format is the form of the keys; the zero value has the default prefix.
-	Format apikey.Format
 	// Header may name one more header that carries the key, beside Authorization
 	// and X-API-Key.
 	Header string
@@ -102,9 +101,9 @@ type Options struct {
 
 // Recorder takes usage events without ever waiting; *usage.Publisher is one.
 type Recorder interface {
-	// Enqueue takes the event and reports true, or counts it and reports false if
+	// Enqueue copies the event and reports true, or counts it and reports false if
 	// there is no room.
-	Enqueue(e usage.Event) bool
+	Enqueue(e *usage.Event) bool
 }
 
 // Edge decides requests from memory.
@@ -137,7 +136,7 @@ func (e *Edge) DecideAt(now time.Time, secret string, source netip.Addr, need Ne
 	if secret == "" {
 		return Verdict{Reason: usage.DenyMissingKey}
 	}
-	if _, err := e.opts.Format.Parse(secret); err != nil {
+	if !wellFormed(secret) {
 		return Verdict{Reason: usage.DenyInvalidKey}
 	}
 	if e.opts.FailClosedAfter > 0 && e.Stale(now) > e.opts.FailClosedAfter {
@@ -151,6 +150,24 @@ func (e *Edge) DecideAt(now time.Time, secret string, source netip.Addr, need Ne
 		return Verdict{Reason: usage.DenyInvalidKey}
 	}
 	return Verdict{Key: k, Reason: k.judge(now, source, need)}
+}
+
+// wellFormed checks form and checksum. Any prefix will do: installations choose
+// their own, and may have had another one before.
+func wellFormed(secret string) bool {
+	if _, err := apikey.Parse(secret); err == nil {
+		return true
+	}
+	prefix, _, _ := strings.Cut(secret, "_")
+	if prefix == apikey.DefaultPrefix || len(secret) > apikey.MaxLen {
+		return false
+	}
+	format, err := apikey.NewFormat(prefix)
+	if err != nil {
+		return false
+	}
+	_, err = format.Parse(secret)
+	return err == nil
 }
 
 func (e *Edge) find(secret string) *Key {
@@ -205,8 +222,16 @@ func (e *Edge) Record(v Verdict, need Need, ev usage.Event) {
 	}
 	ev.Scope = need.text
 	ev.Gateway = e.opts.Gateway
-	e.opts.Recorder.Enqueue(ev)
+	// The compiler cannot know that a Recorder keeps no pointer, and would put
+	// every event on the heap.
+	slot := events.Get().(*usage.Event)
+	*slot = ev
+	e.opts.Recorder.Enqueue(slot)
+	*slot = usage.Event{}
+	events.Put(slot)
 }
+
+var events = sync.Pool{New: func() any { return new(usage.Event) }}
 
 // Suppressed is how many denied attempts were not recorded, because their source
 // or all sources together had used up [Options.Denials].

@@ -20,17 +20,17 @@ type tape struct {
 	events []usage.Event
 }
 
-func (t *tape) Enqueue(e usage.Event) bool {
+func (t *tape) Enqueue(e *usage.Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.events = append(t.events, e)
+	t.events = append(t.events, *e)
 	return true
 }
 
 // null takes events as a full queue would: at once.
 type null struct{}
 
-func (null) Enqueue(usage.Event) bool { return true }
+func (null) Enqueue(*usage.Event) bool { return true }
 
 var now = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 

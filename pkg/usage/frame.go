@@ -44,6 +44,24 @@ func (f Frame) message() *nats.Msg {
 	return m
 }
 
+// Pack makes frames of events of any keys, for a caller that keeps and sends them
+// itself. Events without an id are given one, in place.
+func (p *Publisher) Pack(events []usage.Event) []Frame {
+	byPartition := make([][]usage.Event, len(p.parts))
+	for i := range events {
+		n := usage.Partition(events[i].KeyID, len(p.parts))
+		byPartition[n] = append(byPartition[n], events[i])
+	}
+	var frames []Frame
+	for n, evs := range byPartition {
+		frames = p.frames(frames, n, evs)
+	}
+	return frames
+}
+
+// Message is the frame as it is sent.
+func (f Frame) Message() *nats.Msg { return f.message() }
+
 // frames packs events of one partition, more than one frame if they are too
 // large for one. Events without an id are given one, in place.
 func (p *Publisher) frames(dst []Frame, partition int, events []usage.Event) []Frame {

@@ -309,15 +309,7 @@ func (p *Publisher) sent(f Frame) {
 // other refusals are tried again until ctx is done.
 func (p *Publisher) Publish(ctx context.Context, events []usage.Event) error {
 	giveIDs(events)
-	byPartition := make([][]usage.Event, len(p.parts))
-	for i := range events {
-		n := usage.Partition(events[i].KeyID, len(p.parts))
-		byPartition[n] = append(byPartition[n], events[i])
-	}
-	var frames []Frame
-	for n, evs := range byPartition {
-		frames = p.frames(frames, n, evs)
-	}
+	frames := p.Pack(events)
 	for part := range slices.Chunk(frames, p.opts.Window/2+1) {
 		if err := p.PublishFrames(ctx, part); err != nil {
 			return err
