@@ -39,6 +39,8 @@ const (
 	Verdicts  = "verdicts"  // <alert id>
 	Baselines = "baselines" // <partition>.<key token>
 	Webhooks  = "webhooks"  // <webhook id>
+	// Said notes what the keys service told owners, under the key's or alert's id.
+	Said = "key_notices"
 	// Intents holds what the collector is about to insert: <partition> → first-last.
 	Intents = "collector"
 	// Deliveries is the notifier's outbox and its record of what became of every mail and webhook call.
