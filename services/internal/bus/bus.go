@@ -39,12 +39,12 @@ const (
 	Verdicts  = "verdicts"  // <alert id>
 	Baselines = "baselines" // <partition>.<key token>
 	Webhooks  = "webhooks"  // <webhook id>
+	// Deliveries is the notifier's outbox and its record of what became of every mail and webhook call.
+	Deliveries = "deliveries" // alert.<alert id>, notice.<notice id>, owner.<address hash>, hook.<webhook id>.<event id>
 	// Said notes what the keys service told owners, under the key's or alert's id.
 	Said = "key_notices"
 	// Intents holds what the collector is about to insert: <partition> → first-last.
 	Intents = "collector"
-	// Deliveries is the notifier's outbox and its record of what became of every mail and webhook call.
-	Deliveries = "deliveries" // alert.<alert id>, notice.<notice id>, owner.<address hash>, hook.<webhook id>.<event id>
 )
 
 // DefaultPartitions is how many partitions USAGE has unless told otherwise; the
@@ -108,7 +108,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, cfg Config) error {
 			return err
 		}
 	}
-	for _, name := range []string{Orgs, Verdicts, Baselines, Webhooks, Intents} {
+	for _, name := range []string{Orgs, Verdicts, Baselines, Webhooks, Intents, Deliveries} {
 		_, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket: name, Storage: jetstream.FileStorage, Replicas: cfg.Replicas, Compression: name == Baselines,
 		})
