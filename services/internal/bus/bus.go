@@ -29,7 +29,7 @@ const (
 	Audit = "AUDIT"
 	// Notices holds what owners may want to hear of a key: notices.<org token>.<key token>, body key.Notice.
 	Notices = "NOTICES"
-	// Timers holds message schedules: timers.set.<kind>.<key id>, delivered to timers.due.<kind>.<key id>.
+	// Timers holds message schedules: timers.set.<key id>, delivered to timers.due.<key id>.
 	Timers = "TIMERS"
 )
 
@@ -108,7 +108,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, cfg Config) error {
 			return err
 		}
 	}
-	for _, name := range []string{Orgs, Verdicts, Baselines, Webhooks, Intents, Deliveries} {
+	for _, name := range []string{Orgs, Verdicts, Baselines, Webhooks, Intents, Deliveries, Said} {
 		_, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket: name, Storage: jetstream.FileStorage, Replicas: cfg.Replicas, Compression: name == Baselines,
 		})
