@@ -27,7 +27,9 @@ type networkState struct {
 	Hosted, Housed float32
 	// LastPrefix and LastVisit (hour) are the latest visit; Strange is the latest
 	// prefix that was news, for the words of an alert.
-	LastPrefix uint64
+	LastPrefix, LastOperator, LastCountry uint64
+	// WideDay is the day of the latest trial of operator and country.
+	WideDay uint32
 	LastVisit  int64
 	Strange    place
 }
@@ -49,7 +51,8 @@ const (
 // Population priors: how often a new prefix of a key is also a new operator or
 // country, and the pseudo-count of news of a key that never showed any.
 const (
-	priorNews      = 0.05
+	priorNews      = 0.03
+	newsHalfLife   = 10.0 // days
 	priorKnown     = 25.0 // a new prefix of a known operator is this much less news
 	priorCoarse    = 8.0
 	priorOperator  = 0.4
@@ -140,8 +143,7 @@ func (e *Engine) judgeNetwork(p *profile, ev *usage.Event, j *judgement) {
 	p.LastPrefix, p.LastVisit = prefix, p.Hour
 	p.NewPrefix.trial(!touch(p.Prefixes[:], l.Prefix, day))
 	p.NewCoarse.trial(!touch(p.Coarse[:], l.Coarse, day))
-	p.NewOperator.trial(!touch(p.Operators[:], l.Operator, day))
-	p.NewCountry.trial(!touch(p.Countries[:], l.Country, day))
+	p.visitWide(l, day)
 	if l.Hosting != 0 {
 		p.Hosted++
 	} else {
@@ -150,6 +152,30 @@ func (e *Engine) judgeNetwork(p *profile, ev *usage.Event, j *judgement) {
 	if p.Hosted+p.Housed > noveltyMemory {
 		p.Hosted, p.Housed = p.Hosted/2, p.Housed/2
 	}
+}
+
+// visitWide learns the operator and the country. Their trials are days and
+// changes, for people and devices stay for days where they are, and news of a
+// month ago count little: a device that has seen all its carriers in its first days
+// is at home among them.
+func (p *profile) visitWide(l place, day uint32) {
+	if days := day - p.WideDay; p.WideDay != 0 && days > 0 {
+		x := float64(min(days, 60))
+		for _, n := range []*novelty{&p.NewOperator, &p.NewCountry} {
+			n.fade(float32(1-math.Exp2(-x/60)), float32(1-math.Exp2(-x/newsHalfLife)))
+		}
+	}
+	newDay := day != p.WideDay
+	p.WideDay = day
+	newOperator := !touch(p.Operators[:], l.Operator, day)
+	newCountry := !touch(p.Countries[:], l.Country, day)
+	if newDay || l.Operator != p.LastOperator {
+		p.NewOperator.trial(newOperator)
+	}
+	if newDay || l.Country != p.LastCountry {
+		p.NewCountry.trial(newCountry)
+	}
+	p.LastOperator, p.LastCountry = l.Operator, l.Country
 }
 
 // strangeness is the score of a prefix that the key does not know. News at a

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"time"
 	"unique"
 
 	"github.com/latchkey-dev/latchkey/schemas/usage"
@@ -46,19 +47,18 @@ type route struct {
 
 const (
 	priorRoute   = 0.1
-	mixBase      = 9.0 // nats that are an alarm at the default budget
 	mixCommon    = 0.22
 	mixLearning  = 7.0 // days
 	mixMemory    = 400 // hours of use
-	mixStep      = 4.2 // most nats that one request can add
+	mixMost      = 66.0 // most that a route is taken to rise
 	mixOfferings = 0.5 // share of a route under the alternative
 )
 
 // judgeRoute is a sequential Bayes factor per route: under the key's own habits
 // a request is to this route with probability p, the route's posterior mean with the
-// missing mass (Good-Turing) for routes never seen; under the alternative with r·p. Each
-// request to the route adds ln r, each other one takes off (r-1)p, never below
-// zero (Page 1954). Evidence therefore outlives any amount of ordinary traffic
+// missing mass (Good-Turing) for routes never seen; under the alternative with q (see mixSteps). Each
+// request to the route adds ln(q/p), each other one takes off ln((1-p)/(1-q)), never
+// below zero (Page 1954). Evidence therefore outlives any amount of ordinary traffic
 // beside a route that is next to unknown, and is forgotten within few requests
 // for one that is merely rare.
 func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
@@ -78,9 +78,7 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 	if float64(r.Share) >= mixCommon || p.MixHours < 3 {
 		return
 	}
-	prob := max(float64(r.Share), 1e-5)
-	rise := mixOfferings / prob
-	step := min(math.Log(rise), mixStep)
+	step, _ := p.mixSteps(r)
 	if r.Strange == 1 {
 		step *= 0.75 // its area is known
 	}
@@ -90,7 +88,7 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 		return
 	}
 	p.MixTail.see(float64(r.Evidence))
-	need := p.mixNeed()
+	need := p.mixNeed(r)
 	if v := float64(r.Evidence); v >= need/2 {
 		p.Turned = uint32(at)
 		j.add(triggerMix, alarm*v/need)
@@ -100,9 +98,33 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 	}
 }
 
-func (p *profile) mixNeed() float64 {
-	perDay := 1e-3 * math.Exp(-p.strict)
-	return max(mixBase+p.strict, p.MixTail.light(perDay, 1))
+// mixNeed is the evidence that a route must gather. Page's sum passes h by chance
+// about once in exp(h) requests, so a key with many requests and routes needs more.
+func (p *profile) mixNeed(r *route) float64 {
+	perMonth := 0.01 * math.Exp(-p.strict)
+	chances := 720*float64(p.Level) + 10
+	need := max(math.Log(5*chances/perMonth), p.MixTail.light(perMonth/10, 1))
+	if r.Strange == 2 {
+		need *= 0.75 // that its like never came before was no chance
+	}
+	return need
+}
+
+// mixSteps is the log-likelihood ratio of a request to the route, and the loss by
+// one elsewhere, under an alternative with half of the requests or mixMost times p.
+func (p *profile) mixSteps(r *route) (here, elsewhere float64) {
+	prob := p.routeShare(r)
+	q := min(mixOfferings, prob*mixMost)
+	return math.Log(q / prob), math.Log((1 - prob) / (1 - q))
+}
+
+// routeShare is a route's probability, with what so few hours leave uncertain.
+func (p *profile) routeShare(r *route) float64 {
+	prob := max(float64(r.Share), 1e-5)
+	if r.Strange == 0 {
+		prob += 0.3 / (float64(p.MixHours) + 2)
+	}
+	return prob
 }
 
 func (p *profile) findRoute(hash uint64) int {
@@ -138,7 +160,7 @@ func (p *profile) addRoute(f folded) int {
 		p.Fresh |= 2
 		strange = 2
 	}
-	if p.MixHours < 3 {
+	if p.MixHours < 3 || p.Newest-p.First < int64(mixLearning*24*time.Hour) {
 		strange = 0
 	}
 	p.Routes[at] = route{Hash: f.hash, Share: float32(share * 0.2), Day: day, Strange: strange}
@@ -153,9 +175,8 @@ func (p *profile) otherEvidence(but int) {
 		if r.Evidence <= 0 || i == but {
 			continue
 		}
-		prob := max(float64(r.Share), 1e-5)
-		rise := min(mixOfferings/prob, 60)
-		r.Evidence = float32(max(0, float64(r.Evidence)-(rise-1)*prob))
+		_, step := p.mixSteps(r)
+		r.Evidence = float32(max(0, float64(r.Evidence)-step))
 	}
 }
 
@@ -173,6 +194,9 @@ func (p *profile) closeRoutes() {
 		}
 		part := float64(r.Count) / float64(p.InHour)
 		r.Share += float32(rate * (part - float64(r.Share)))
+		if r.Count > 0 && r.Strange > 0 && r.Evidence <= 0 {
+			r.Strange = 0 // it has come and gone without a stir: merely rare
+		}
 		r.Count = 0
 	}
 	p.NewRoute.trial(p.Fresh&1 != 0)

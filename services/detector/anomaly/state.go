@@ -63,12 +63,17 @@ type novelty struct {
 const noveltyMemory = 512
 
 func (n *novelty) trial(isNew bool) {
-	n.Trials -= n.Trials / noveltyMemory
-	n.News -= n.News / noveltyMemory
+	n.fade(1.0/noveltyMemory, 1.0/noveltyMemory)
 	n.Trials++
 	if isNew && n.Trials > 1 {
 		n.News++
 	}
+}
+
+// fade forgets a part of the trials and of the news.
+func (n *novelty) fade(trials, news float32) {
+	n.Trials -= n.Trials * trials
+	n.News -= n.News * news
 }
 
 // rate is the probability that the next trial brings news: the missing mass with

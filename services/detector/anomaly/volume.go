@@ -35,6 +35,8 @@ type volumeState struct {
 	Lambda     float32
 	CountAlarm uint32
 	BinAlarm   uint32
+	// Burst is the largest count of an hour that its slot did not lead to expect.
+	Burst float32
 	// Alarmed is 1 once this hour's volume was an alarm.
 	Alarmed uint32
 	// Late counts the events that came after their hour.
@@ -130,6 +132,9 @@ func (p *profile) closeHour() {
 	}
 	p.ExcessTail.see(p.evidenceAlone(c, lambda))
 	p.HourTail.see(c)
+	if c > 4*lambda && p.evidenceAlone(c, lambda) > 0.7*baseEvidence {
+		p.Burst = max(p.Burst, float32(c))
+	}
 	if p.Hours > 336 {
 		c = min(c, 4*lambda+10) // a burst teaches a little, not all
 	}
@@ -152,6 +157,7 @@ func (p *profile) closeHour() {
 		p.HourTail.close()
 		p.BinTail.close()
 		p.MixTail.close()
+		p.Burst *= 0.996
 	}
 }
 
@@ -188,25 +194,30 @@ func (p *profile) plan() {
 	p.Lambda = float32(lambda)
 	p.CountAlarm, p.BinAlarm = math.MaxUint32, math.MaxUint32
 	age := p.Newest - p.First
-	if age < int64(volumeLearning)*6/10 {
+	if age < int64(volumeLearning)/2 {
 		return
 	}
 	young := 1.0
 	if age < int64(volumeLearning) {
-		young = 4
+		young = 40
 	}
 	perDay := 1e-3 * math.Exp(-p.strict)
 	need := max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1)) * young
 	c := ((need-float64(p.Excess))*p.inflation(lambda+0.2) + (riseRatio-1)*(lambda+0.2)) / logRise
-	most := float64(p.HourTail.Top[0])
+	most, burst := float64(p.HourTail.Top[0]), 2*young*float64(p.Burst)
 	if p.Active < 0.25 {
-		c = max(c, 2.5*most) // a job that runs at another hour is no news
+		burst = max(burst, 2.5*most) // a job that runs at another hour is no news
+	}
+	c = max(c, burst)
+	if age < int64(volumeLearning) {
+		c = max(c, young*most, 500)
 	}
 	p.CountAlarm = countOf(max(c, 6, 3*lambda))
 	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6) * young
-	if p.Active < 0.25 {
-		bin = max(bin, 2.5*most)
+	if p.Active < 0.25 || young > 1 {
+		bin = max(bin, 2.5*young*most)
 	}
+	bin = max(bin, burst)
 	p.BinAlarm = countOf(bin)
 }
 
