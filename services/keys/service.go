@@ -171,7 +171,7 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.listener != nil {
 		group.Go("keys API", s.serve)
 	}
-	return group.Wait(ctx)
+	return group.Run(ctx)
 }
 
 func (s *Service) close() {
