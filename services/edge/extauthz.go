@@ -1,0 +1,5 @@
+package edge
+
+import "google.golang.org/grpc"
+
+func (s *Service) newGRPC() *grpc.Server { return grpc.NewServer() }
