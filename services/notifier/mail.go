@@ -2,9 +2,12 @@ package notifier
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	netmail "net/mail"
 	"os"
@@ -113,7 +116,7 @@ func classify(msg *mail.Msg, err error) outcome {
 
 func (m *mailer) message(l *letter) (*mail.Msg, error) {
 	// A boundary of its own keeps repeated attempts identical.
-	msg := mail.NewMsg(mail.WithEncoding(mail.EncodingQP), mail.WithBoundary("latchkey-"+strings.Map(boundaryRune, l.MessageID)), mail.WithNoDefaultUserAgent())
+	msg := mail.NewMsg(mail.WithEncoding(mail.EncodingQP), mail.WithBoundary(boundary(l.MessageID)), mail.WithNoDefaultUserAgent())
 	msg.FromMailAddress(m.from)
 	to, err := netmail.ParseAddress(l.To)
 	if err != nil {
@@ -134,14 +137,18 @@ func (m *mailer) message(l *letter) (*mail.Msg, error) {
 	}
 	msg.SetBodyString(mail.TypeTextPlain, l.Text)
 	msg.AddAlternativeString(mail.TypeTextHTML, l.HTML)
+	// What cannot be written at all is no matter for the mail server.
+	if _, err := msg.WriteTo(io.Discard); err != nil {
+		return nil, fmt.Errorf("write mail: %w", err)
+	}
 	return msg, nil
 }
 
-func boundaryRune(r rune) rune {
-	if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == '_' {
-		return r
-	}
-	return '-'
+// boundary follows from the Message-ID and is short enough for RFC 2046, which
+// allows 70 characters.
+func boundary(messageID string) string {
+	sum := sha256.Sum256([]byte(messageID))
+	return "latchkey-" + hex.EncodeToString(sum[:12])
 }
 
 func (m *mailer) options(deadline time.Time) []mail.Option {

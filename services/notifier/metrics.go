@@ -2,15 +2,15 @@ package notifier
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/latchkey-dev/latchkey/services/internal/api"
 	"github.com/latchkey-dev/latchkey/services/internal/delivery"
 )
 
@@ -82,15 +82,14 @@ func (s *Service) serve(ctx context.Context) error {
 		return nil
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) { writeHealth(w, http.StatusOK, map[string]string{}) })
-	mux.HandleFunc("GET /-/ready", func(w http.ResponseWriter, _ *http.Request) {
-		checks, status := map[string]string{"nats": "ok"}, http.StatusOK
-		if s.js.Conn().Status() != nats.CONNECTED {
-			checks["nats"], status = "not connected", http.StatusServiceUnavailable
+	health := new(api.Health)
+	health.Add("nats", func(context.Context) error {
+		if status := s.js.Conn().Status(); status != nats.CONNECTED {
+			return fmt.Errorf("connection is %s", status)
 		}
-		writeHealth(w, status, checks)
+		return nil
 	})
+	api.Operate(mux, health, s.metrics.registry)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
@@ -98,14 +97,4 @@ func (s *Service) serve(ctx context.Context) error {
 		return err
 	}
 	return nil
-}
-
-func writeHealth(w http.ResponseWriter, status int, checks map[string]string) {
-	word := "ok"
-	if status != http.StatusOK {
-		word = "unavailable"
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"status": word, "checks": checks})
 }
