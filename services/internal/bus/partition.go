@@ -202,7 +202,7 @@ func (p *Partition) await(ctx context.Context) error {
 		return err
 	}
 	for {
-		msgs, err := p.pull(ctx, pullRequest{Batch: 1, Expires: 10 * time.Second})
+		msgs, err := p.pull(ctx, pullRequest{Batch: 1, Expires: 3 * time.Second})
 		if err != nil {
 			return err
 		}
@@ -212,7 +212,27 @@ func (p *Partition) await(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if err := p.recall(ctx); err != nil {
+			return err
+		}
 	}
+}
+
+// recall asks for what a dead owner fetched and never acknowledged. No message
+// would come otherwise, and so no pin, until somebody publishes a new one.
+func (p *Partition) recall(ctx context.Context) error {
+	info, err := p.Info(ctx)
+	if err != nil {
+		return err
+	}
+	owned := len(info.PriorityGroups) > 0 && info.PriorityGroups[0].PinnedClientID != ""
+	if owned || info.NumPending > 0 || info.NumAckPending == 0 {
+		return nil
+	}
+	if _, err := p.js.ResetConsumer(ctx, p.Stream, p.Consumer); err != nil {
+		return fmt.Errorf("reset consumer %s: %w", p.Consumer, err)
+	}
+	return nil
 }
 
 // subscribe starts with an inbox of its own, so that nothing asked for earlier arrives.

@@ -1,0 +1,254 @@
+// Package detector watches how every key is used and raises an alert when a key
+// behaves unlike itself. The judgement is package anomaly's; this one feeds it
+// the partitions of USAGE in order, keeps what it learned, and publishes what it
+// raises, so that a crash at any moment changes neither.
+package detector
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/latchkey-dev/latchkey/schemas/key"
+	"github.com/latchkey-dev/latchkey/services/detector/anomaly"
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
+	"github.com/latchkey-dev/latchkey/services/internal/geo"
+	"github.com/latchkey-dev/latchkey/services/internal/run"
+)
+
+// Config of the detector.
+type Config struct {
+	// Budget is the accepted number of false alerts per key and month; 0 is
+	// anomaly.DefaultBudget, one per key and year.
+	Budget float64 `env:"ALERT_BUDGET" envDefault:"0"`
+	// SnapshotInterval is the least time between two snapshots of a partition. They
+	// come further apart when they take long: a snapshot never takes more than a
+	// tenth of the time.
+	SnapshotInterval time.Duration `env:"DETECTOR_SNAPSHOT_INTERVAL" envDefault:"2s"`
+	// BaselineInterval is the least time between two rows of one key for analysts.
+	BaselineInterval time.Duration `env:"DETECTOR_BASELINE_INTERVAL" envDefault:"30s"`
+
+	geo.Config
+}
+
+// Validate reports everything that cannot be.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Budget < 0 || c.Budget > 1000 {
+		errs = append(errs, fmt.Errorf("LATCHKEY_ALERT_BUDGET: %v false alerts per key and month is not from 0 to 1000", c.Budget))
+	}
+	if c.SnapshotInterval <= 0 || c.BaselineInterval <= 0 {
+		errs = append(errs, errors.New("the detector's intervals must be positive"))
+	}
+	return errors.Join(errs...)
+}
+
+// Service is the detector.
+type Service struct {
+	cfg     Config
+	log     *slog.Logger
+	js      jetstream.JetStream
+	writes  jetstream.JetStream // of profiles, so that they never hold up an alert
+	states  jetstream.KeyValue
+	locator *geo.Locator
+	metrics *metrics
+
+	// parents are the keys that keys were rotated from.
+	parents sync.Map // child id → parent id
+	mu      sync.Mutex
+	// verdicts are those of owners, by alert id.
+	verdicts map[string]verdict
+	// workers own the partitions that this process has at the moment.
+	workers map[int]*worker
+	ready   atomic.Bool
+}
+
+// New prepares the streams and opens the geo data; it competes for nothing yet.
+func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(deps.NATS, jetstream.WithPublishAsyncMaxPending(4096), jetstream.WithPublishAsyncTimeout(20*time.Second))
+	if err != nil {
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	writes, err := jetstream.New(deps.NATS, jetstream.WithPublishAsyncMaxPending(1<<14), jetstream.WithPublishAsyncTimeout(20*time.Second))
+	if err != nil {
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	if err := bus.Ensure(ctx, js, deps.Bus); err != nil {
+		return nil, err
+	}
+	states, err := js.KeyValue(ctx, bus.Baselines)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", bus.Baselines, err)
+	}
+	locator, err := geo.Open(ctx, cfg.Config, deps.Log)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{
+		cfg: cfg, log: deps.Log, js: js, writes: writes, states: states, locator: locator, metrics: newMetrics(deps.Metrics),
+		verdicts: map[string]verdict{}, workers: map[int]*worker{},
+	}, nil
+}
+
+// Ready reports why the service should not be counted on yet: it is ready once it
+// competes for partitions, whether it was given some or stands by.
+func (s *Service) Ready(context.Context) error {
+	if !s.ready.Load() {
+		return errors.New("the detector has not read the keys and verdicts yet")
+	}
+	return nil
+}
+
+// Run owns partitions until ctx is done, writes down what it knows and gives them back.
+func (s *Service) Run(ctx context.Context) error {
+	defer func() { _ = s.locator.Close() }()
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := s.watchKeys(watching); err != nil {
+		return err
+	}
+	if err := s.watchVerdicts(watching); err != nil {
+		return err
+	}
+	s.ready.Store(true)
+	defer s.ready.Store(false)
+	return bus.Partitions(ctx, s.js, bus.Detector, bus.Options{Log: s.log}, s.own)
+}
+
+func (s *Service) newEngine() *anomaly.Engine {
+	opts := anomaly.Options{Budget: s.cfg.Budget}
+	if len(s.locator.Sources()) > 0 {
+		opts.Locate = s.locator.Lookup
+	}
+	return anomaly.New(opts)
+}
+
+// watchKeys learns which key was rotated from which. It returns once it knows
+// what KEYS holds, and goes on until ctx is done.
+func (s *Service) watchKeys(ctx context.Context) error {
+	c, err := s.js.OrderedConsumer(ctx, bus.Keys, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy})
+	if err != nil {
+		return fmt.Errorf("watch keys: %w", err)
+	}
+	info, err := c.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("watch keys: %w", err)
+	}
+	left, known := info.NumPending, make(chan struct{})
+	if left == 0 {
+		close(known)
+	}
+	consuming, err := c.Consume(func(m jetstream.Msg) {
+		var change key.Change
+		if err := json.Unmarshal(m.Data(), &change); err != nil {
+			s.log.Warn("a key's record cannot be read", "subject", m.Subject(), "error", err)
+		} else if change.Record.ParentKeyID != "" {
+			s.parents.Store(change.Record.ID, change.Record.ParentKeyID)
+		}
+		if left > 0 {
+			if left--; left == 0 {
+				close(known)
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("watch keys: %w", err)
+	}
+	context.AfterFunc(ctx, consuming.Stop)
+	select {
+	case <-known:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// verdict is an owner's word on an alert, as bucket verdicts holds it.
+type verdict struct {
+	Verdict string    `json:"verdict"`
+	Time    time.Time `json:"time"`
+}
+
+// watchVerdicts is watchKeys for the owners' words.
+func (s *Service) watchVerdicts(ctx context.Context) error {
+	kv, err := s.js.KeyValue(ctx, bus.Verdicts)
+	if err != nil {
+		return fmt.Errorf("open bucket %s: %w", bus.Verdicts, err)
+	}
+	w, err := kv.WatchAll(ctx)
+	if err != nil {
+		return fmt.Errorf("watch verdicts: %w", err)
+	}
+	known := make(chan struct{})
+	go func() {
+		for entry := range w.Updates() {
+			if entry == nil {
+				close(known)
+				continue
+			}
+			s.hear(entry)
+		}
+	}()
+	select {
+	case <-known:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *Service) hear(entry jetstream.KeyValueEntry) {
+	var v verdict
+	if entry.Operation() == jetstream.KeyValuePut {
+		if err := json.Unmarshal(entry.Value(), &v); err != nil {
+			s.log.Warn("a verdict cannot be read", "alert", entry.Key(), "error", err)
+			return
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v.Verdict == "" {
+		delete(s.verdicts, entry.Key())
+		return
+	}
+	s.verdicts[entry.Key()] = v
+	for _, w := range s.workers {
+		w.tell(entry.Key())
+	}
+}
+
+func (s *Service) verdictOf(alertID string) (verdict, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, ok := s.verdicts[alertID]
+	return v, ok
+}
+
+// deadLetter keeps what this service alone could not work on. What cannot be
+// decoded at all is the collector's to report, which reads the same messages.
+func (s *Service) deadLetter(ctx context.Context, m *bus.Message, reason string) {
+	msg := nats.NewMsg(bus.DeadSubject(bus.Detector))
+	msg.Data = m.Data
+	for name, values := range m.Header {
+		if !strings.HasPrefix(name, "Nats-") {
+			msg.Header[name] = values
+		}
+	}
+	msg.Header.Set("Latchkey-Reason", reason)
+	msg.Header.Set("Latchkey-Subject", m.Subject)
+	if _, err := s.js.PublishMsg(ctx, msg, jetstream.WithMsgID(fmt.Sprintf("detector:%d", m.Sequence))); err != nil {
+		s.log.Error("a dead letter was not stored", "sequence", m.Sequence, "error", err)
+	}
+}

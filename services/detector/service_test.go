@@ -1,0 +1,433 @@
+package detector
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/latchkey-dev/latchkey/schemas/alert"
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
+	"github.com/latchkey-dev/latchkey/services/internal/natsd"
+	"github.com/latchkey-dev/latchkey/services/internal/natsd/natstest"
+	"github.com/latchkey-dev/latchkey/services/internal/run"
+)
+
+const partitions = 4
+
+var layout = bus.Config{Partitions: partitions}
+
+// traffic is a month of keys that each live on one network and use two routes
+// every hour; in the last days, every third is used from elsewhere for something
+// else, and a source tries keys that are none.
+func traffic(keys, days int) []usage.Event {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	start := time.Date(2026, 9, 7, 0, 0, 0, 0, time.UTC)
+	var events []usage.Event
+	add := func(k int, at time.Time, ip netip.Addr, route, reason string) {
+		ev := usage.Event{
+			ID: fmt.Sprintf("ev-%d", len(events)), Time: at, OrgID: "org_" + strconv.Itoa(k%3), KeyID: fmt.Sprintf("key_%d", k),
+			SourceIP: ip, Method: "GET", Route: route, Status: 200, Decision: usage.Allow,
+		}
+		if reason != "" {
+			ev.Decision, ev.DenyReason, ev.Status = usage.Deny, reason, 401
+		}
+		events = append(events, ev)
+	}
+	for hour := range days * 24 {
+		at := start.Add(time.Duration(hour) * time.Hour)
+		for k := range keys {
+			home := netip.AddrFrom4([4]byte{81, byte(k), 7, byte(1 + rnd.IntN(3))})
+			for range 1 + rnd.IntN(2) {
+				add(k, at.Add(time.Duration(rnd.IntN(3600))*time.Second), home, "/v1/readings", "")
+			}
+			if k%3 == 0 && hour == days*24-20-k {
+				add(k, at, netip.AddrFrom4([4]byte{203, 0, 113, byte(k)}), "/v1/users", "")
+			}
+		}
+		if hour == days*24-10 {
+			for k := range 60 {
+				add(1000+k, at, netip.MustParseAddr("198.51.100.66"), "/v1/readings", usage.DenyInvalidKey)
+			}
+		}
+	}
+	slices.SortStableFunc(events, func(a, b usage.Event) int { return a.Time.Compare(b.Time) })
+	return events
+}
+
+// publish puts events on USAGE in frames of one partition, in order.
+func publish(t testing.TB, js jetstream.JetStream, events []usage.Event, history bool) {
+	t.Helper()
+	frames, counts := make([][]byte, partitions), make([]int, partitions)
+	send := func(p int) {
+		if counts[p] == 0 {
+			return
+		}
+		msg := nats.NewMsg(usage.Subject(p))
+		msg.Header.Set("Content-Type", usage.ContentTypeProtobuf)
+		if history {
+			msg.Header.Set(usage.HeaderMode, usage.ModeHistory)
+		}
+		msg.Data = frames[p]
+		if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+		frames[p], counts[p] = nil, 0
+	}
+	for i := range events {
+		p := usage.Partition(events[i].KeyID, partitions)
+		frames[p] = events[i].AppendProtobuf(frames[p])
+		if counts[p]++; counts[p] == 40 {
+			send(p)
+		}
+	}
+	for p := range partitions {
+		send(p)
+	}
+}
+
+// instance is one detector with a connection of its own.
+type instance struct {
+	*Service
+	registry *prometheus.Registry
+	nc       *nats.Conn
+	stop     context.CancelFunc
+	done     chan error
+}
+
+func testConfig(t testing.TB) Config {
+	cfg := Config{SnapshotInterval: 20 * time.Millisecond, BaselineInterval: time.Hour}
+	cfg.CacheDir = t.TempDir() // no geo data: prefixes only
+	return cfg
+}
+
+func start(t testing.TB, server *natsd.Server) *instance {
+	t.Helper()
+	nc, err := server.Connect("detector")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	registry := prometheus.NewRegistry()
+	s, err := New(t.Context(), testConfig(t), run.Deps{NATS: nc, Log: log, Metrics: registry, Bus: layout})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	in := &instance{Service: s, registry: registry, nc: nc, stop: cancel, done: make(chan error, 1)}
+	go func() { in.done <- s.Run(ctx) }()
+	t.Cleanup(func() { in.kill() })
+	return in
+}
+
+// end stops a detector as a signal does.
+func (in *instance) end(t testing.TB) {
+	t.Helper()
+	in.stop()
+	if err := <-in.done; err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	in.done <- nil
+	in.nc.Close()
+}
+
+// kill cuts the connection first, so that nothing can be written down any more.
+func (in *instance) kill() {
+	in.nc.Close()
+	in.stop()
+	in.done <- <-in.done
+}
+
+// caughtUp waits until the detector has acknowledged everything on USAGE.
+func caughtUp(t testing.TB, js jetstream.JetStream) {
+	t.Helper()
+	eventually(t, "the detector has read everything", func() bool {
+		s, err := js.Stream(t.Context(), bus.Usage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for p := range partitions {
+			last, err := s.GetLastMsgForSubject(t.Context(), usage.Subject(p))
+			if err != nil {
+				continue
+			}
+			c, err := s.Consumer(t.Context(), bus.ConsumerName(bus.Detector, p))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.CachedInfo().AckFloor.Stream < last.Sequence {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in a minute: %s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// alerts reads everything on ALERTS, in order, without the clock's time.
+func alerts(t testing.TB, js jetstream.JetStream) []string {
+	t.Helper()
+	var list []string
+	eachMessage(t, js, bus.Alerts, func(m *jetstream.RawStreamMsg) {
+		var a alert.Alert
+		if err := json.Unmarshal(m.Data, &a); err != nil {
+			t.Fatal(err)
+		}
+		if a.DetectedAt.IsZero() {
+			t.Errorf("alert %s has no detected_at", a.ID)
+		}
+		a.DetectedAt = a.Time
+		text, err := json.Marshal(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, string(text))
+	})
+	slices.Sort(list) // partitions have no order among them
+	return list
+}
+
+func eachMessage(t testing.TB, js jetstream.JetStream, stream string, fn func(*jetstream.RawStreamMsg)) {
+	t.Helper()
+	s, err := js.Stream(t.Context(), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seq := s.CachedInfo().State.FirstSeq; seq != 0 && seq <= s.CachedInfo().State.LastSeq; seq++ {
+		m, err := s.GetMsg(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fn(m)
+	}
+}
+
+// states are the engine's states of all keys, by token, as the bucket holds them.
+func states(t testing.TB, js jetstream.JetStream) map[string]string {
+	t.Helper()
+	kv, err := js.KeyValue(t.Context(), bus.Baselines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, out := &Service{states: kv}, map[string]string{}
+	for p := range partitions {
+		st, err := s.readState(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(st.journals) > 0 {
+			t.Errorf("partition %d: journals are left behind: %v", p, slices.Collect(maps.Keys(st.journals)))
+		}
+		for token, it := range st.values {
+			if token == nameSources {
+				out[fmt.Sprint(token, p)] = string(it.value)
+				continue
+			}
+			profile, state, err := decodeProfile(it.value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out[token] = fmt.Sprint(profile.sequence, profile.alerts) + string(state)
+		}
+	}
+	return out
+}
+
+// same compares two runs.
+func same(t testing.TB, js, undisturbed jetstream.JetStream) {
+	t.Helper()
+	got, want := alerts(t, js), alerts(t, undisturbed)
+	if !slices.Equal(got, want) {
+		t.Errorf("%d alerts, undisturbed %d", len(got), len(want))
+		for i := range min(len(got), len(want)) {
+			if got[i] != want[i] {
+				t.Errorf("first difference:\n got %s\nwant %s", got[i], want[i])
+				break
+			}
+		}
+	}
+	if len(want) == 0 {
+		t.Error("the traffic raises no alert: the test tests nothing")
+	}
+	gotStates, wantStates := states(t, js), states(t, undisturbed)
+	if len(wantStates) == 0 {
+		t.Error("no state was kept")
+	}
+	for token, state := range wantStates {
+		if gotStates[token] != state {
+			t.Errorf("the baseline of %s differs (%d bytes, undisturbed %d)", token, len(gotStates[token]), len(state))
+		}
+	}
+	if len(gotStates) != len(wantStates) {
+		t.Errorf("%d baselines, undisturbed %d", len(gotStates), len(wantStates))
+	}
+}
+
+// undisturbed is a run that nothing happens to, with the same messages as a run
+// that publishes in so many parts.
+func undisturbed(t testing.TB, events []usage.Event, parts int) jetstream.JetStream {
+	t.Helper()
+	server, js := serve(t)
+	for i := range parts {
+		publish(t, js, part(events, i, parts), false)
+	}
+	in := start(t, server)
+	caughtUp(t, js)
+	in.end(t)
+	return js
+}
+
+// part is one of n equal parts.
+func part(events []usage.Event, i, n int) []usage.Event {
+	return events[len(events)*i/n : len(events)*(i+1)/n]
+}
+
+func serve(t testing.TB) (*natsd.Server, jetstream.JetStream) {
+	t.Helper()
+	server := natstest.Start(t)
+	js, err := jetstream.New(natstest.Connect(t, server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bus.Ensure(t.Context(), js, layout); err != nil {
+		t.Fatal(err)
+	}
+	return server, js
+}
+
+func TestKillsChangeNothing(t *testing.T) {
+	t.Parallel()
+	events := traffic(12, 21)
+	const kills = 4
+	want := undisturbed(t, events, kills)
+	server, js := serve(t)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for i := range kills {
+		publish(t, js, part(events, i, kills), false)
+		in := start(t, server)
+		target := rnd.IntN(len(events) / kills)
+		eventually(t, "the detector works", func() bool { return counted(in) >= float64(target) })
+		in.kill()
+	}
+	in := start(t, server)
+	caughtUp(t, js)
+	in.end(t)
+	same(t, js, want)
+}
+
+func TestRestartKeepsEverything(t *testing.T) {
+	t.Parallel()
+	events := traffic(12, 21)
+	want := undisturbed(t, events, 2)
+	server, js := serve(t)
+	for i := range 2 {
+		publish(t, js, part(events, i, 2), false)
+		in := start(t, server)
+		caughtUp(t, js)
+		in.end(t)
+	}
+	same(t, js, want)
+}
+
+func TestReplicaTakesOver(t *testing.T) {
+	t.Parallel()
+	events := traffic(12, 21)
+	want := undisturbed(t, events, 3)
+	server, js := serve(t)
+	first, second := start(t, server), start(t, server)
+	publish(t, js, part(events, 0, 3), false)
+	caughtUp(t, js)
+	publish(t, js, part(events, 1, 3), false)
+	first.kill()
+	publish(t, js, part(events, 2, 3), false)
+	caughtUp(t, js)
+	second.end(t)
+	same(t, js, want)
+}
+
+func TestMisplacedKeysArrive(t *testing.T) {
+	t.Parallel()
+	events := traffic(6, 3)
+	want := undisturbed(t, events[:200], 1)
+	server, js := serve(t)
+	body, err := json.Marshal(events[:200])
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One array of many keys on one key's subject.
+	msg := &nats.Msg{Subject: usage.RawSubject + "key_1", Header: nats.Header{"Content-Type": {usage.ContentTypeJSON}}, Data: body}
+	if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+	in := start(t, server)
+	caughtUp(t, js) // the first message
+	caughtUp(t, js) // those that it was split into, stored before it was acknowledged
+	in.end(t)
+	got, expected := states(t, js), states(t, want)
+	for token, state := range expected {
+		if _, a, _ := bytes.Cut([]byte(got[token]), []byte("]")); !bytes.HasSuffix([]byte(state), a) || len(a) == 0 {
+			t.Errorf("the baseline of %s differs", token)
+		}
+	}
+}
+
+func TestPoisonCostsNothing(t *testing.T) {
+	t.Parallel()
+	events := traffic(6, 3)
+	want := undisturbed(t, events, 1)
+	server, js := serve(t)
+	for _, poison := range []*nats.Msg{
+		{Subject: usage.Subject(1), Data: []byte("\xff\xfe not usage")},
+		{Subject: usage.Subject(2), Header: nats.Header{"Content-Type": {"image/png"}}, Data: []byte("x")},
+		{Subject: usage.Subject(3), Header: nats.Header{"Content-Type": {usage.ContentTypeProtobuf}}, Data: []byte{0x0a, 0xff}},
+		{Subject: usage.Subject(0)},
+	} {
+		if _, err := js.PublishMsg(t.Context(), poison); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish(t, js, events, false)
+	in := start(t, server)
+	caughtUp(t, js)
+	in.end(t)
+	got, expected := states(t, js), states(t, want)
+	if len(got) != len(expected) || len(got) == 0 {
+		t.Errorf("%d baselines, want %d", len(got), len(expected))
+	}
+}
+
+func counted(in *instance) float64 {
+	sum := 0.0
+	families, _ := in.registry.Gather()
+	for _, f := range families {
+		if f.GetName() == "latchkey_detector_events_total" {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
