@@ -144,12 +144,12 @@ func newService(ctx context.Context, cfg Config, deps run.Deps, now func() time.
 // carries the service's operations.
 func (s *Service) Keyset() *api.Keyset { return s.set }
 
-// Addr is where the API listens, nil if nowhere.
-func (s *Service) Addr() net.Addr {
+// Addr is where the API listens, empty if nowhere.
+func (s *Service) Addr() string {
 	if s.listener == nil {
-		return nil
+		return ""
 	}
-	return s.listener.Addr()
+	return s.listener.Addr().String()
 }
 
 // Check reports whether the service can write, for /-/ready.
