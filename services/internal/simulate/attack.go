@@ -125,13 +125,16 @@ func (l *Life) mean(at time.Time) float64 {
 
 // stolen is the key's own behaviour from elsewhere.
 func (l *Life) stolen(r *rand.Rand, a Attack, from time.Time) []usage.Event {
+	neighbours := slices.ContainsFunc(plan, func(n network) bool {
+		return n.use == hosting && n.country == l.home.country && n.asn != l.home.asn
+	})
 	thief := pick(r, func(n *network) bool {
-		if len(n.prefixes) == 0 || n.asn == l.home.asn {
+		if n.asn == l.home.asn {
 			return false
 		}
 		switch a {
 		case VPS:
-			return n.use == hosting && n.country == l.home.country
+			return n.use == hosting && (n.country == l.home.country || !neighbours)
 		case RoamedTooFar:
 			return n.use != hosting && !slices.Contains(l.visited, n.country)
 		default:
@@ -223,4 +226,14 @@ func (l *Life) refused(r *rand.Rand, a Attack, from time.Time) []usage.Event {
 		}
 	}
 	return out
+}
+
+// CheckAttacks reports names that are no attack.
+func CheckAttacks(names []Attack) error {
+	for _, a := range names {
+		if !slices.Contains(Attacks, a) {
+			return fmt.Errorf("no attack is called %q: there are %v", a, Attacks)
+		}
+	}
+	return nil
 }
