@@ -11,14 +11,21 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/latchkey-dev/latchkey/services/internal/engine"
 )
 
 // version is set by the linker in a release build.
 var version = "dev"
 
-func main() { os.Exit(run()) }
+func main() {
+	if engine.IsChild() {
+		os.Exit(engine.ChildMain())
+	}
+	os.Exit(execute())
+}
 
-func run() int {
+func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := newRootCmd().ExecuteContext(ctx); err != nil {
@@ -46,9 +53,16 @@ func newRootCmd() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(
+		newUpCmd(),
 		newBenchCmd(),
+		newEdgeCmd(),
+		newDetectorCmd(),
+		newGeoCmd(),
 		newHealthCmd(),
+		newKeysCmd(), newOrgCmd(), newKeyCmd(), newAlertCmd(),
 		newImportCmd(),
+		newNotifierCmd(),
+		newSimulateCmd(),
 	)
 	return root
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/latchkey-dev/latchkey/schemas/alert"
 	"github.com/latchkey-dev/latchkey/schemas/key"
+	"github.com/latchkey-dev/latchkey/services/internal/country"
 )
 
 //go:embed templates
@@ -187,7 +188,7 @@ func headline(a *alert.Alert, k keyView) string {
 	switch a.Triggers[0] {
 	case alert.NewIPRange:
 		if a.Country != "" {
-			return k.Name + " was used from a network in " + withArticle(clean(a.Country, 8)) + " that is new to it"
+			return k.Name + " was used from a network in " + country.InSentence(clean(a.Country, 8)) + " that is new to it"
 		}
 		return k.Name + " was used from a network that is new to it"
 	case alert.VolumeSpike:

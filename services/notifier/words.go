@@ -9,10 +9,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"golang.org/x/text/language"
-	"golang.org/x/text/language/display"
-
 	"github.com/latchkey-dev/latchkey/schemas/alert"
+	"github.com/latchkey-dev/latchkey/services/internal/country"
 )
 
 // reason says in a subject line what a trigger saw.
@@ -98,30 +96,6 @@ func grouped(n int64) string {
 	return b.String()
 }
 
-var regionNames = display.English.Regions()
-
-// countryName is "Netherlands" for "NL", the code itself if it is unknown.
-func countryName(code string) string {
-	region, err := language.ParseRegion(code)
-	if err != nil || !region.IsCountry() {
-		return code
-	}
-	if name := regionNames.Name(region); name != "" {
-		return name
-	}
-	return code
-}
-
-// withArticle is the country's name within a sentence: "the Netherlands".
-func withArticle(code string) string {
-	name := countryName(code)
-	switch code {
-	case "AE", "BS", "CD", "CF", "DO", "FK", "FO", "GB", "GM", "KM", "KY", "MH", "MV", "NL", "PH", "SB", "SC", "TC", "US", "VA", "VG", "VI":
-		return "the " + name
-	}
-	return name
-}
-
 // place is "203.0.113.7 · Netherlands · AS1136 KPN", as much as is known.
 func place(a *alert.Alert) string {
 	parts := []string{}
@@ -129,7 +103,7 @@ func place(a *alert.Alert) string {
 		parts = append(parts, a.SourceIP.String())
 	}
 	if a.Country != "" {
-		parts = append(parts, countryName(clean(a.Country, 8)))
+		parts = append(parts, country.Name(clean(a.Country, 8)))
 	}
 	if a.ASN != 0 {
 		parts = append(parts, strings.TrimSpace(fmt.Sprintf("AS%d %s", a.ASN, clean(a.ASName, 80))))
