@@ -43,7 +43,17 @@ type Decoder struct {
 	now     time.Time
 	texts   interner
 	columns Columns
+	// raw and rawType are the element at hand as it came.
+	raw     []byte
+	rawType string
 }
+
+// Element is the element that fn is being called for, as it came, and its
+// content type: what to keep of a refused one. Where the rest of a body cannot be
+// read, it is that rest.
+func (d *Decoder) Element() (data []byte, contentType string) { return d.raw, d.rawType }
+
+func (d *Decoder) keep(contentType string, raw []byte) { d.rawType, d.raw = contentType, raw }
 
 // Decode is the function of the same name.
 func (d *Decoder) Decode(contentType string, body []byte, now time.Time, fn func(i int, ev *Event, err error)) error {
@@ -103,12 +113,15 @@ func (d *Decoder) json(body []byte, fn func(int, *Event, error)) error {
 		return errors.New("the body is empty")
 	}
 	if s.data[s.pos] != '[' {
-		if err, syntax := d.element(&s); err != nil || syntax != nil {
-			d.emit(0, join(syntax, err), fn)
+		err, syntax := d.element(&s)
+		d.keep(ContentTypeJSON, s.data)
+		if err = join(syntax, err); err != nil {
+			d.emit(0, err, fn)
 			return nil
 		}
 		d.emit(0, nil, fn)
 		if s.space(); !s.end() {
+			d.keep(ContentTypeJSON, s.data[s.pos:])
 			fn(1, nil, errors.New("data after the first event: send several as an array or as "+ContentTypeNDJSON))
 		}
 		return nil
@@ -127,15 +140,18 @@ func (d *Decoder) json(body []byte, fn func(int, *Event, error)) error {
 			// Where the element ends can often still be told from its brackets.
 			s.pos = start
 			if !s.resync() {
+				d.keep(ContentTypeJSON, s.data[start:])
 				fn(i, nil, fmt.Errorf("%w; the rest of the array cannot be read", syntax))
 				return nil
 			}
 			err = syntax
 		}
+		d.keep(ContentTypeJSON, s.data[start:s.pos])
 		s.space()
 		closing := s.take(']')
 		if !closing && !s.take(',') {
 			d.emit(i, err, fn)
+			d.keep(ContentTypeJSON, s.data[s.pos:])
 			fn(i+1, nil, s.syntax("expected a comma or the end of the array; the rest of it cannot be read"))
 			return nil
 		}
@@ -149,6 +165,7 @@ func (d *Decoder) json(body []byte, fn func(int, *Event, error)) error {
 
 func (d *Decoder) trailing(s *scanner, i int, fn func(int, *Event, error)) {
 	if s.space(); !s.end() {
+		d.keep(ContentTypeJSON, s.data[s.pos:])
 		fn(i, nil, s.syntax("data after the array"))
 	}
 }
@@ -172,6 +189,7 @@ func (d *Decoder) ndjson(body []byte, fn func(int, *Event, error)) {
 				syntax = s.syntax("data after the event")
 			}
 		}
+		d.keep(ContentTypeJSON, line)
 		d.emit(i, join(syntax, err), fn)
 		i++
 	}

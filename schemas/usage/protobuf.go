@@ -65,9 +65,11 @@ func (d *Decoder) protobuf(body []byte, fn func(int, *Event, error)) {
 	for len(body) > 0 {
 		field, kind, _, data, rest, err := wire(body)
 		if err != nil {
+			d.keep(ContentTypeProtobuf, body)
 			fn(i, nil, fmt.Errorf("%w; the rest of the batch cannot be read", err))
 			return
 		}
+		d.keep(ContentTypeProtobuf, body[:len(body)-len(rest)])
 		body = rest
 		switch {
 		case field == batchEvents && kind == wireBytes:

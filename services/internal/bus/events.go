@@ -128,3 +128,14 @@ func consumed(ctx context.Context, s jetstream.Stream, info *jetstream.ConsumerI
 	}
 	return next.Sequence - 1, nil
 }
+
+// Headers of a dead letter, which says why a message or one element of it could
+// not be read and where it lay. Its body and Content-Type are those of the
+// element, or of the message if there is no index.
+const (
+	HeaderReason   = "Latchkey-Reason"
+	HeaderStream   = "Latchkey-Stream"
+	HeaderSubject  = "Latchkey-Subject"
+	HeaderSequence = "Latchkey-Sequence"
+	HeaderIndex    = "Latchkey-Index"
+)

@@ -1,0 +1,94 @@
+package collector
+
+import (
+	"time"
+
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
+)
+
+// batch is what one intent covers: messages first to last of a partition, whole.
+type batch struct {
+	first, last uint64
+	lastMessage *bus.Message
+	messages    int
+	bytes       int
+	began       time.Time
+
+	// months holds the rows by table partition, each inserted by itself. The
+	// first one's rows are reused from batch to batch.
+	months []month
+	spare  *rows
+	// lo and hi bound the month that was added to last.
+	lo, hi int64
+	at     int
+
+	suspects  []suspect
+	dead      []dead
+	misplaced []misplaced
+	rows      int
+	events    int
+}
+
+type month struct {
+	number int // 202611
+	rows   *rows
+}
+
+// suspect is an event that may be stored already.
+type suspect struct {
+	ev usage.Event
+	at place
+}
+
+// dead is what could not be read, with the reason.
+type dead struct {
+	message *bus.Message
+	// index of the element, -1 for the message as a whole.
+	index       int
+	contentType string
+	data        []byte
+	reason      error
+}
+
+type misplaced struct {
+	message *bus.Message
+	events  []bus.Misplaced
+}
+
+func (b *batch) reset(r *rows) {
+	r.reset()
+	*b = batch{
+		spare: r, months: b.months[:0], suspects: b.suspects[:0], dead: b.dead[:0], misplaced: b.misplaced[:0],
+		at: -1,
+	}
+}
+
+// add puts an event into the rows of its month.
+func (b *batch) add(ev *usage.Event, at *place) {
+	ns := ev.Time.UnixNano()
+	if b.at < 0 || ns < b.lo || ns >= b.hi {
+		b.turn(ev.Time)
+	}
+	b.months[b.at].rows.add(ev, at)
+	b.rows++
+}
+
+func (b *batch) turn(t time.Time) {
+	y, m, _ := t.UTC().Date()
+	number := y*100 + int(m)
+	start := time.Date(y, m, 1, 0, 0, 0, 0, time.UTC)
+	b.lo, b.hi = start.UnixNano(), start.AddDate(0, 1, 0).UnixNano()
+	for i := range b.months {
+		if b.months[i].number == number {
+			b.at = i
+			return
+		}
+	}
+	r := b.spare
+	if len(b.months) > 0 {
+		r = newRows()
+	}
+	b.months = append(b.months, month{number, r})
+	b.at = len(b.months) - 1
+}

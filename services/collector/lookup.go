@@ -1,0 +1,156 @@
+package collector
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+)
+
+// identity is what makes an event the same as another.
+type identity struct {
+	key, id string
+	ns      int64
+}
+
+func identityOf(ev *usage.Event) identity { return identity{ev.KeyID, ev.ID, ev.Time.UnixNano()} }
+
+// backfillSQL reads the hashes of the events that a partition has stored, as
+// seen.hash makes them.
+const backfillSQL = `SELECT bitXor(xxHash64(concat(key_id, '/', id)), toUInt64(toUnixTimestamp64Nano(time)))
+FROM usage_events WHERE partition = ? AND time >= fromUnixTimestamp64Nano(?)`
+
+// recall fills a filter with what ClickHouse holds of the partition: everything,
+// or as many of the latest hours as fit.
+func (w *worker) recall(ctx context.Context) (*seen, error) {
+	s := &seen{complete: math.MinInt64}
+	from, err := w.recallFrom(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := w.c.store.Conn.Query(ctx, backfillSQL, uint16(w.p.Number), from)
+	if err != nil {
+		return nil, fmt.Errorf("read stored events of partition %d: %w", w.p.Number, err)
+	}
+	defer rows.Close()
+	accepted := time.Now()
+	for rows.Next() {
+		var h uint64
+		if err := rows.Scan(&h); err != nil {
+			return nil, fmt.Errorf("read stored event: %w", err)
+		}
+		s.add(mix(h), accepted)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read stored events of partition %d: %w", w.p.Number, err)
+	}
+	return s, nil
+}
+
+// recallFrom is the first time of which events are recalled, in Unix
+// nanoseconds; it sets s.complete if there are older ones.
+func (w *worker) recallFrom(ctx context.Context, s *seen) (int64, error) {
+	rows, err := w.c.store.Conn.Query(ctx, `SELECT toUnixTimestamp(toStartOfHour(toDateTime(time, 'UTC'))) AS hour, count()
+FROM usage_events WHERE partition = ? GROUP BY hour ORDER BY hour DESC`, uint16(w.p.Number))
+	if err != nil {
+		return 0, fmt.Errorf("count stored events of partition %d: %w", w.p.Number, err)
+	}
+	defer rows.Close()
+	total, from := uint64(0), int64(0)
+	for rows.Next() {
+		var hour uint32
+		var n uint64
+		if err := rows.Scan(&hour, &n); err != nil {
+			return 0, fmt.Errorf("count stored events: %w", err)
+		}
+		if total += n; total > maxSeen/2 {
+			// This hour does not fit any more.
+			from = (int64(hour) + 3600) * 1e9
+			s.complete = from
+			break
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return 0, fmt.Errorf("count stored events of partition %d: %w", w.p.Number, err)
+	}
+	return from, nil
+}
+
+// storedAlready asks which of the suspects ClickHouse holds, apart from what
+// this very batch may have stored before its answer was lost.
+func (w *worker) storedAlready(ctx context.Context, b *batch, suspects []suspect) (map[identity]bool, error) {
+	wanted := make(map[identity]bool, len(suspects))
+	orgs, keys := map[string]bool{}, map[string]bool{}
+	lo, hi := int64(math.MaxInt64), int64(math.MinInt64)
+	for i := range suspects {
+		ev := &suspects[i].ev
+		wanted[identityOf(ev)] = true
+		orgs[ev.OrgID], keys[ev.KeyID] = true, true
+		lo, hi = min(lo, ev.Time.UnixNano()), max(hi, ev.Time.UnixNano())
+	}
+	query := fmt.Sprintf(`SELECT key_id, id, toUnixTimestamp64Nano(time) FROM usage_events
+WHERE org_id IN (%s) AND key_id IN (%s) AND time >= fromUnixTimestamp64Nano(%d) AND time <= fromUnixTimestamp64Nano(%d)
+AND NOT (stream = %s AND partition = %d AND sequence BETWEEN %d AND %d)`,
+		list(orgs), list(keys), lo, hi, literal(w.stream), w.p.Number, b.first, b.last)
+	rows, err := w.c.store.Conn.Query(ctx, query)
+	if err != nil {
+		return nil, fmt.Errorf("look for duplicates: %w", err)
+	}
+	defer rows.Close()
+	stored := map[identity]bool{}
+	for rows.Next() {
+		var id identity
+		if err := rows.Scan(&id.key, &id.id, &id.ns); err != nil {
+			return nil, fmt.Errorf("look for duplicates: %w", err)
+		}
+		if wanted[id] {
+			stored[id] = true
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("look for duplicates: %w", err)
+	}
+	return stored, nil
+}
+
+// storedMonths asks which months of a batch are in ClickHouse. A batch is
+// inserted month by month and each insert is whole or not at all.
+func (w *worker) storedMonths(ctx context.Context, b *batch) (map[int]bool, error) {
+	rows, err := w.c.store.Conn.Query(ctx, `SELECT DISTINCT toYYYYMM(time) FROM usage_events
+WHERE stream = ? AND partition = ? AND sequence BETWEEN ? AND ?`, w.stream, uint16(w.p.Number), b.first, b.last)
+	if err != nil {
+		return nil, fmt.Errorf("look for the batch: %w", err)
+	}
+	defer rows.Close()
+	months := map[int]bool{}
+	for rows.Next() {
+		var month uint32
+		if err := rows.Scan(&month); err != nil {
+			return nil, fmt.Errorf("look for the batch: %w", err)
+		}
+		months[int(month)] = true
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("look for the batch: %w", err)
+	}
+	return months, nil
+}
+
+func list(values map[string]bool) string {
+	quoted := make([]string, 0, len(values))
+	for _, v := range slices.Sorted(maps.Keys(values)) {
+		quoted = append(quoted, literal(v))
+	}
+	return strings.Join(quoted, ", ")
+}
+
+// literal is a string in SQL. Identifiers of events hold no quotes or
+// backslashes, but nothing depends on that.
+func literal(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+}

@@ -1,0 +1,461 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
+	"github.com/latchkey-dev/latchkey/services/internal/store"
+)
+
+const (
+	// fetchMessages and fetchBytes bound one request to JetStream.
+	fetchMessages = 4096
+	fetchBytes    = 2 << 20
+	// smallRows is a batch of a partition that is not behind; a larger one waits
+	// for one of the few large blocks.
+	smallRows = 4096
+	// finishWithin is how long a batch that is being inserted may take on shutdown.
+	finishWithin = 3 * time.Second
+)
+
+// worker stores the events of one partition while this process owns it.
+type worker struct {
+	c      *Service
+	p      *bus.Partition
+	log    *slog.Logger
+	stream string
+
+	decoder usage.Decoder
+	seen    *seen
+	intents intents
+	batch   batch
+	small   *rows
+	large   *rows // lent, nil most of the time
+	queue   []*bus.Message
+}
+
+// own stores a partition until it is lost or ctx is done.
+func (c *Service) own(ctx context.Context, p *bus.Partition) error {
+	w := &worker{
+		c: c, p: p, log: c.log.With("partition", p.Number), small: newRows(),
+		stream: c.stream, intents: intents{kv: c.intentKV, key: strconv.Itoa(p.Number)},
+	}
+	defer w.giveBack()
+	intent, err := w.begin(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := w.collect(ctx, intent); err != nil {
+			return err
+		}
+		resumed := intent.Last > 0
+		intent = Intent{}
+		if w.batch.messages == 0 {
+			continue
+		}
+		if err := w.finish(ctx, resumed); err != nil {
+			return err
+		}
+	}
+}
+
+// begin puts the consumer where the partition was left. The intent it returns
+// is of a batch that may or may not be stored, and is to be cut alike.
+func (w *worker) begin(ctx context.Context) (Intent, error) {
+	intent, err := w.intents.load(ctx)
+	if err != nil {
+		return Intent{}, err
+	}
+	floor, err := w.p.AckFloor(ctx)
+	if err != nil {
+		return Intent{}, err
+	}
+	if err := w.untilDone(ctx, "recall stored events", func(ctx context.Context) (err error) {
+		w.seen, err = w.recall(ctx)
+		return err
+	}); err != nil {
+		return Intent{}, err
+	}
+	start := floor + 1
+	if intent.Last > floor {
+		start = intent.First
+		w.log.Info("resuming a batch", "first", intent.First, "last", intent.Last)
+	} else {
+		intent = Intent{}
+	}
+	return intent, w.p.Reset(ctx, start)
+}
+
+// collect fills the batch: up to the intent's last message exactly, or else
+// until it is large enough or old enough.
+func (w *worker) collect(ctx context.Context, intent Intent) error {
+	w.giveBack()
+	w.batch.reset(w.small)
+	limit := smallRows
+	for {
+		if len(w.queue) == 0 {
+			wait := 5 * time.Second
+			if w.batch.messages > 0 && intent.Last == 0 {
+				wait = time.Until(w.batch.began.Add(w.c.cfg.FlushInterval))
+				if wait <= 0 {
+					return nil
+				}
+			}
+			msgs, err := w.p.Fetch(ctx, fetchMessages, fetchBytes, wait)
+			if err != nil {
+				return err
+			}
+			if len(msgs) == 0 {
+				if intent.Last > 0 && w.incomplete(ctx) {
+					continue
+				}
+				return nil
+			}
+			w.queue = msgs
+			w.c.metrics.lag(w.p.Number, msgs[len(msgs)-1], w.batch.eventsPerMessage())
+			if w.batch.messages == 0 && w.behind(msgs) {
+				if err := w.borrow(ctx); err != nil {
+					return err
+				}
+				limit = w.c.cfg.BatchRows
+			}
+		}
+		for len(w.queue) > 0 {
+			m := w.queue[0]
+			if intent.Last > 0 && m.Sequence > intent.Last {
+				return nil
+			}
+			w.queue = w.queue[1:]
+			w.take(m)
+			full := w.batch.rows+len(w.batch.suspects) >= limit || w.batch.bytes >= w.c.cfg.BatchBytes
+			if intent.Last > 0 && m.Sequence == intent.Last || intent.Last == 0 && full {
+				return nil
+			}
+		}
+	}
+}
+
+// incomplete tells whether messages of an interrupted batch are still to come.
+// They are not if somebody purged the stream; then what is left must do.
+func (w *worker) incomplete(ctx context.Context) bool {
+	info, err := w.p.Info(ctx)
+	return err != nil || info.NumPending > 0 || info.NumAckPending > w.batch.messages
+}
+
+// behind tells whether more waits than a small batch holds.
+func (w *worker) behind(msgs []*bus.Message) bool {
+	size := 0
+	for _, m := range msgs {
+		size += len(m.Data)
+	}
+	last := msgs[len(msgs)-1]
+	// An event has about 40 bytes in a frame and 300 as JSON.
+	return last.Pending > 0 && (size > 256<<10 || last.Pending > smallRows)
+}
+
+// borrow waits for a large block, and keeps the partition meanwhile.
+func (w *worker) borrow(ctx context.Context) error {
+	for w.large == nil {
+		select {
+		case w.large = <-w.c.large:
+		case <-time.After(2 * time.Second):
+			w.p.Touch()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	w.batch.reset(w.large)
+	return nil
+}
+
+func (w *worker) giveBack() {
+	if w.large != nil {
+		w.c.large <- w.large
+		w.large = nil
+	}
+}
+
+func (b *batch) eventsPerMessage() float64 {
+	if b.messages == 0 {
+		return 1
+	}
+	return float64(b.events) / float64(b.messages)
+}
+
+// take decodes one message into the batch.
+func (w *worker) take(m *bus.Message) {
+	b := &w.batch
+	if b.messages == 0 {
+		b.first, b.began = m.Sequence, time.Now()
+	}
+	b.last, b.lastMessage = m.Sequence, m
+	b.messages++
+	b.bytes += len(m.Data)
+	at := place{
+		stream: w.stream, partition: uint16(w.p.Number), sequence: m.Sequence,
+		ingestedAt: m.Time, history: m.History(),
+	}
+	var elsewhere []bus.Misplaced
+	err := m.Events(&w.decoder, func(i int, ev *usage.Event, err error) {
+		b.events++
+		if err != nil {
+			data, contentType := w.decoder.Element()
+			b.dead = append(b.dead, dead{m, i, contentType, data, err})
+			return
+		}
+		if usage.Partition(ev.KeyID, w.p.Count) != w.p.Number {
+			elsewhere = append(elsewhere, bus.Misplaced{Index: i, Event: *ev})
+			return
+		}
+		at.index = uint32(i)
+		if w.seen.testAndAdd(ev, m.Time) {
+			b.suspects = append(b.suspects, suspect{*ev, at})
+			return
+		}
+		b.add(ev, &at)
+	})
+	if err != nil {
+		b.dead = append(b.dead, dead{m, -1, m.ContentType(), m.Data, err})
+	}
+	if len(elsewhere) > 0 {
+		b.misplaced = append(b.misplaced, misplaced{m, elsewhere})
+	}
+}
+
+// finish stores the batch and acknowledges it. A shutdown lets it end if that
+// does not take long; else the successor repeats it.
+func (w *worker) finish(ctx context.Context, resumed bool) error {
+	ctx, cancel := graceful(ctx, finishWithin)
+	defer cancel()
+	b := &w.batch
+	began := time.Now()
+	if err := w.intents.store(ctx, Intent{
+		First: b.first, Last: b.last, Owner: w.c.owner, Time: began.UTC(), Rows: b.rows + len(b.suspects), Events: b.events,
+	}); err != nil {
+		return err
+	}
+	duplicates, err := w.settle(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.insert(ctx, resumed); err != nil {
+		return err
+	}
+	rerouted, err := w.putAside(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.p.Ack(ctx, b.lastMessage); err != nil {
+		return fmt.Errorf("%w: %w", bus.ErrLost, err)
+	}
+	w.c.metrics.stored(b, duplicates, rerouted, time.Since(began))
+	w.log.Debug("batch stored", "first", b.first, "last", b.last, "rows", b.rows, "duplicates", duplicates,
+		"dead", len(b.dead), "took", time.Since(began))
+	return nil
+}
+
+// graceful is a context that outlives ctx by d.
+func graceful(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(d, cancel)
+		context.AfterFunc(out, func() { t.Stop() })
+	})
+	return out, func() { stop(); cancel() }
+}
+
+// settle decides on the suspects: those that are stored already, in ClickHouse
+// or earlier in this batch, are left out, the others join the rows. The outcome
+// is the same whenever it is asked, for only this partition stores these keys.
+func (w *worker) settle(ctx context.Context) (duplicates int, err error) {
+	b := &w.batch
+	if len(b.suspects) == 0 {
+		return 0, nil
+	}
+	var stored map[identity]bool
+	if err := w.untilDone(ctx, "look for duplicates", func(ctx context.Context) (err error) {
+		stored, err = w.storedAlready(ctx, b, b.suspects)
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	b.markOwn(stored)
+	for i := range b.suspects {
+		s := &b.suspects[i]
+		id := identityOf(&s.ev)
+		if stored[id] {
+			duplicates++
+			continue
+		}
+		stored[id] = true
+		b.add(&s.ev, &s.at)
+	}
+	return duplicates, nil
+}
+
+// markOwn adds those suspects that are among the batch's own rows.
+func (b *batch) markOwn(stored map[identity]bool) {
+	wanted := make(map[string][]identity, len(b.suspects))
+	for i := range b.suspects {
+		id := identityOf(&b.suspects[i].ev)
+		wanted[id.id] = append(wanted[id.id], id)
+	}
+	for _, m := range b.months {
+		r := m.rows
+		for i := range r.len() {
+			for _, id := range wanted[string(r.id.RowBytes(i))] {
+				if id.ns == int64(r.time.Data[i]) && id.key == r.keyID.row(i) {
+					stored[id] = true
+				}
+			}
+		}
+	}
+}
+
+// insert writes the rows month by month until ClickHouse has them.
+func (w *worker) insert(ctx context.Context, resumed bool) error {
+	b := &w.batch
+	var have map[int]bool
+	if resumed {
+		// The token would settle it too, unless more inserts than the window
+		// holds have come since.
+		if err := w.untilDone(ctx, "look for the batch", func(ctx context.Context) (err error) {
+			have, err = w.storedMonths(ctx, b)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	for _, m := range b.months {
+		if have[m.number] {
+			continue
+		}
+		token := fmt.Sprintf("%s:%d:%d-%d:%d", w.stream, w.p.Number, b.first, b.last, m.number)
+		if err := w.untilDone(ctx, "insert events", func(ctx context.Context) error {
+			return w.insertBlock(ctx, m.rows, token)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *worker) insertBlock(ctx context.Context, r *rows, token string) error {
+	var in *store.Inserter
+	for in == nil {
+		wctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		var err error
+		in, err = w.c.pool.Get(wctx)
+		cancel()
+		if err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		w.p.Touch()
+	}
+	defer w.c.pool.Put(in)
+	ictx, cancel := context.WithTimeout(ctx, w.c.cfg.InsertTimeout)
+	defer cancel()
+	began := time.Now()
+	err := in.Insert(ictx, "usage_events", r.input, insertSettings(token)...)
+	w.c.metrics.insert(r.len(), time.Since(began), err)
+	return err
+}
+
+// insertSettings make an insert that is repeated harmless, for the table and for
+// the views that it feeds, and keep a block in one piece.
+func insertSettings(token string) []store.Setting {
+	return []store.Setting{
+		{Name: "insert_deduplication_token", Value: token},
+		{Name: "insert_deduplicate", Value: "1"},
+		{Name: "deduplicate_blocks_in_dependent_materialized_views", Value: "1"},
+		{Name: "async_insert", Value: "0"},
+		{Name: "max_insert_block_size", Value: "1048576"},
+		{Name: "min_insert_block_size_rows", Value: "1048576"},
+		{Name: "max_insert_threads", Value: "1"},
+	}
+}
+
+// putAside publishes what is not stored here: dead letters, and events of other
+// partitions. Both have message ids, so that doing it again changes nothing.
+func (w *worker) putAside(ctx context.Context) (rerouted int, err error) {
+	b := &w.batch
+	for i := range b.dead {
+		if err := w.untilDone(ctx, "publish dead letter", func(ctx context.Context) error {
+			return w.c.bury(ctx, bus.Usage, b.dead[i])
+		}); err != nil {
+			return 0, err
+		}
+	}
+	for _, m := range b.misplaced {
+		rerouted += len(m.events)
+		if err := w.untilDone(ctx, "reroute events", func(ctx context.Context) error {
+			err := bus.Reroute(ctx, w.c.js, m.message, w.p.Count, m.events)
+			if !bus.IsFull(err) {
+				return err
+			}
+			// The stream only gets room by what we acknowledge: waiting here
+			// might wait for ever.
+			return w.c.bury(ctx, bus.Usage, dead{m.message, -1, m.message.ContentType(), m.message.Data, err})
+		}); err != nil {
+			return 0, err
+		}
+	}
+	return rerouted, nil
+}
+
+// untilDone tries again for ever, with growing pauses, and keeps the partition.
+func (w *worker) untilDone(ctx context.Context, what string, try func(context.Context) error) error {
+	return untilDone(ctx, w.log, what, w.p.Touch, w.c.metrics.retries.Inc, try)
+}
+
+func untilDone(ctx context.Context, log *slog.Logger, what string, touch func(), count func(), try func(context.Context) error) error {
+	stop := keepTouching(touch)
+	defer stop()
+	pause := 100 * time.Millisecond
+	told := time.Time{}
+	for {
+		err := try(ctx)
+		if err == nil || errors.Is(err, bus.ErrLost) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		count()
+		if time.Since(told) > 10*time.Second {
+			told = time.Now()
+			log.Warn("trying again until it works", "step", what, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 3*time.Second)
+	}
+}
+
+// keepTouching renews the claim on the partition while something takes long.
+func keepTouching(touch func()) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(2 * time.Second)
+		defer t.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-t.C:
+				touch()
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
+}
