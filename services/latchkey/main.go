@@ -56,6 +56,7 @@ func newRootCmd() *cobra.Command {
 		newUpCmd(),
 		newBenchCmd(),
 		newEdgeCmd(),
+		newBacktestCmd(),
 		newDetectorCmd(),
 		newGeoCmd(),
 		newHealthCmd(),

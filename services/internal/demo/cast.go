@@ -1,6 +1,9 @@
 package demo
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/latchkey-dev/latchkey/schemas/usage"
@@ -236,4 +239,30 @@ func (m member) span(keyID, orgID string, began, from, to time.Time, emit func([
 		}
 	}
 	return nil
+}
+
+// Policy is the edge's policy file for the demo's API.
+func Policy() string {
+	var b strings.Builder
+	b.WriteString("# Written by latchkey up --demo: the routes of a made-up shop.\ndefault: deny\nrules:\n")
+	seen := map[string]bool{}
+	add := func(c call) {
+		match := c.method + " " + c.route
+		if !seen[match] {
+			seen[match] = true
+			fmt.Fprintf(&b, "  - match: %q\n    scope: %q\n", match, c.scope)
+		}
+	}
+	parts := victims()
+	for _, a := range attacks() {
+		for _, c := range slices.Concat(parts[a.part].habit.calls, a.habit(parts[a.part].habit, 1).calls) {
+			add(c)
+		}
+	}
+	for _, m := range quiet() {
+		for _, c := range m.habit.calls {
+			add(c)
+		}
+	}
+	return b.String()
 }

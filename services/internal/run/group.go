@@ -78,6 +78,12 @@ func (g *Group) Wait(ctx context.Context) error {
 	}
 }
 
+// Run is [Group.Wait] and then [Group.Stop], with the errors of both.
+func (g *Group) Run(ctx context.Context) error {
+	err := g.Wait(ctx)
+	return errors.Join(err, g.Stop())
+}
+
 // Stop stops every part in reverse order and returns what went wrong. It may be
 // called twice.
 func (g *Group) Stop() (err error) {
