@@ -210,6 +210,17 @@ func alerts(t testing.TB, js jetstream.JetStream) []string {
 	return list
 }
 
+func eachAlert(t testing.TB, js jetstream.JetStream, fn func(id string, revision int)) {
+	t.Helper()
+	eachMessage(t, js, bus.Alerts, func(m *jetstream.RawStreamMsg) {
+		var a alert.Alert
+		if err := json.Unmarshal(m.Data, &a); err != nil {
+			t.Fatal(err)
+		}
+		fn(a.ID, a.Revision)
+	})
+}
+
 func eachMessage(t testing.TB, js jetstream.JetStream, stream string, fn func(*jetstream.RawStreamMsg)) {
 	t.Helper()
 	s, err := js.Stream(t.Context(), stream)
