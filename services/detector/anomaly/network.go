@@ -29,9 +29,9 @@ type networkState struct {
 	// prefix that was news, for the words of an alert.
 	LastPrefix, LastOperator, LastCountry uint64
 	// WideDay is the day of the latest trial of operator and country.
-	WideDay uint32
-	LastVisit  int64
-	Strange    place
+	WideDay   uint32
+	LastVisit int64
+	Strange   place
 }
 
 // place is an address as the levels see it.

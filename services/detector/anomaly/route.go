@@ -48,10 +48,10 @@ type route struct {
 const (
 	priorRoute   = 0.1
 	mixCommon    = 0.22
-	mixLearning  = 7.0 // days
-	mixMemory    = 400 // hours of use
+	mixLearning  = 7.0  // days
+	mixMemory    = 400  // hours of use
 	mixMost      = 66.0 // most that a route is taken to rise
-	mixOfferings = 0.5 // share of a route under the alternative
+	mixOfferings = 0.5  // share of a route under the alternative
 )
 
 // judgeRoute is a sequential Bayes factor per route: under the key's own habits

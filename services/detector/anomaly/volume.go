@@ -14,6 +14,12 @@ type volumeState struct {
 	Bin      int64
 	Count    uint32
 	BinCount uint32
+	// Starts are the hour's requests that came a minute or more after the one before,
+	// Grain the usual part of such among all in quiet hours: where requests come in
+	// batches, batches are what is random.
+	Starts      uint32
+	StartsAlarm uint32
+	Grain       float32
 	// Week are the mean requests of the 168 hours of the week (Monday 00:00 UTC
 	// first), coded by packCount; Day those of the 24 hours of the day; Level of any hour.
 	Week  [168]uint16
@@ -55,13 +61,18 @@ const (
 	// a month and a bit, so that what happens twice a month is known.
 	volumeLearning = 16 * 24 * time.Hour
 	// baseEvidence is the least evidence in nats for an alarm.
-	baseEvidence = 11
+	baseEvidence = 9.5
+	// newsEvidence is what makes a burst of an hour's count, which is learned by its size.
+	newsEvidence = 25
+	// volumeSettled is the number of hours before a profile tells what is unusual.
+	volumeSettled = 120
+	batchPause    = int64(time.Minute)
 )
 
 var logRise = math.Log(riseRatio)
 
 func (p *profile) initVolume() {
-	p.Batch, p.Spread = 1.5, 0.05
+	p.Batch, p.Spread, p.Grain = 1.5, 0.05, 1
 }
 
 // packCount codes a mean count into 16 bits with a relative error of 1/4000.
@@ -107,15 +118,15 @@ func (p *profile) advance(now int64) {
 	const longest = 24 * 28 // hours of silence that are learned from one by one
 	if hour-p.Hour > longest {
 		p.closeHour()
-		p.Hour, p.Count = hour-longest, 0
+		p.Hour, p.Count, p.Starts = hour-longest, 0, 0
 	}
 	for p.Hour < hour {
 		p.closeHour()
 		p.Hour++
-		p.Count = 0
+		p.Count, p.Starts = 0, 0
 	}
 	p.closeRoutes()
-	p.plan()
+	p.Bin = 0 // plan anew
 }
 
 // closeHour learns the finished hour.
@@ -127,14 +138,14 @@ func (p *profile) closeHour() {
 		p.learnSpread(c, lambda)
 	}
 	p.Excess = float32(max(0, min(p.evidence(c, lambda), 1e4)) * 0.9)
+	if p.Hours < volumeSettled {
+		p.Excess = 0
+	}
 	if p.Alarmed != 0 {
 		p.Excess, p.Alarmed = 0, 0 // what was told once is no evidence for a second alert
 	}
-	p.ExcessTail.see(p.evidenceAlone(c, lambda))
 	p.HourTail.see(c)
-	if c > 4*lambda && p.evidenceAlone(c, lambda) > 0.7*baseEvidence {
-		p.Burst = max(p.Burst, float32(c))
-	}
+	p.learnExcess(c, lambda)
 	if p.Hours > 336 {
 		c = min(c, 4*lambda+10) // a burst teaches a little, not all
 	}
@@ -161,9 +172,26 @@ func (p *profile) closeHour() {
 	}
 }
 
+// learnExcess keeps what was unusual but no alarm: small excesses by their
+// evidence, bursts by their size.
+func (p *profile) learnExcess(c, lambda float64) {
+	if p.Hours < volumeSettled {
+		lambda = max(lambda, 3*float64(p.Level))
+	}
+	switch x := p.evidenceAlone(c, lambda); {
+	case x >= newsEvidence && p.Hours >= 6:
+		p.Burst = max(p.Burst, float32(c))
+	case p.Hours >= volumeSettled:
+		p.ExcessTail.see(max(x, p.startsEvidence(float64(p.Starts), lambda)))
+	}
+}
+
 func (p *profile) learnSpread(c, lambda float64) {
 	d := (c - lambda) * (c - lambda)
 	if lambda < 20 {
+		if c > 0 {
+			p.Grain += float32(0.02 * min(c, 5) * (float64(p.Starts)/c - float64(p.Grain)) / 2)
+		}
 		p.Batch += float32(0.01 * (min(d/(lambda+0.3), 40) - float64(p.Batch)))
 		return
 	}
@@ -183,41 +211,53 @@ func (p *profile) evidence(c, lambda float64) float64 {
 	return float64(p.Excess) + p.evidenceAlone(c, lambda)
 }
 
+func (p *profile) startsEvidence(n, lambda float64) float64 {
+	return (n*logRise - (riseRatio-1)*(lambda*float64(p.Grain)+0.25)) / 1.1
+}
+
 func (p *profile) evidenceAlone(c, lambda float64) float64 {
 	lambda += 0.2
 	return (c*logRise - (riseRatio-1)*lambda) / p.inflation(lambda)
 }
 
-// plan computes, for the hour that begins, the counts at which it is an alarm.
+// plan computes, for the ten minutes that begin, the counts at which they or the
+// hour so far are an alarm.
 func (p *profile) plan() {
 	lambda := p.slotRate(p.Hour)
 	p.Lambda = float32(lambda)
-	p.CountAlarm, p.BinAlarm = math.MaxUint32, math.MaxUint32
+	p.CountAlarm, p.BinAlarm, p.StartsAlarm = math.MaxUint32, math.MaxUint32, math.MaxUint32
 	age := p.Newest - p.First
-	if age < int64(volumeLearning)/2 {
+	if age < int64(volumeLearning)/4 || p.Hours < volumeSettled {
 		return
 	}
-	young := 1.0
+	young, perDay := 1.0, 1e-3*math.Exp(-p.strict)
 	if age < int64(volumeLearning) {
 		young = 40
 	}
-	perDay := 1e-3 * math.Exp(-p.strict)
-	need := max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1)) * young
-	c := ((need-float64(p.Excess))*p.inflation(lambda+0.2) + (riseRatio-1)*(lambda+0.2)) / logRise
-	most, burst := float64(p.HourTail.Top[0]), 2*young*float64(p.Burst)
+	most := float64(p.HourTail.Top[0])
+	burst := 2 * float64(p.Burst)
 	if p.Active < 0.25 {
 		burst = max(burst, 2.5*most) // a job that runs at another hour is no news
 	}
-	c = max(c, burst)
-	if age < int64(volumeLearning) {
-		c = max(c, young*most, 500)
+	if young > 1 {
+		burst = max(burst, young*most, 500)
 	}
-	p.CountAlarm = countOf(max(c, 6, 3*lambda))
-	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6) * young
-	if p.Active < 0.25 || young > 1 {
-		bin = max(bin, 2.5*young*most)
+	so := 1.0 // part of the hour's expectation that can have come by the end of these ten minutes
+	if float64(p.BinTail.Top[0]) < 0.5*most {
+		so = min(1, float64(p.Bin%6+2)/6)
 	}
-	bin = max(bin, burst)
+	need := max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1)) * min(young, 4)
+	room := need - float64(p.Excess)
+	c := (room*p.inflation(lambda*so+0.2) + (riseRatio-1)*(lambda*so+0.2)) / logRise
+	p.CountAlarm = countOf(max(c, 6, 3*lambda*so, burst))
+	if lambda < 20 {
+		c = (room*1.1 + (riseRatio-1)*(lambda*so*float64(p.Grain)+0.25)) / logRise
+		p.StartsAlarm = countOf(max(c, 5, 3*lambda*so*float64(p.Grain)))
+		if float64(p.StartsAlarm) < burst*float64(p.Grain) {
+			p.StartsAlarm = math.MaxUint32
+		}
+	}
+	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6, burst)
 	p.BinAlarm = countOf(bin)
 }
 
@@ -226,13 +266,19 @@ func countOf(x float64) uint32 { return uint32(min(math.Ceil(x), math.MaxUint32-
 // judgeVolume counts the event and alarms the moment the running count passes
 // what the whole hour, or ten minutes of it, may hold.
 func (e *Engine) judgeVolume(p *profile, now int64, j *judgement) {
-	p.Count++
 	if bin := now / int64(10*time.Minute); bin != p.Bin {
 		p.Bin, p.BinCount = bin, 0
+		if p.Alarmed == 0 {
+			p.plan()
+		}
 	}
+	p.Count++
 	p.BinCount++
+	if now-p.Previous >= batchPause || p.Count == 1 {
+		p.Starts++
+	}
 	p.BinTail.see(float64(p.BinCount))
-	byHour, byBin := p.Count >= p.CountAlarm, p.BinCount >= p.BinAlarm
+	byHour, byBin := p.Count >= p.CountAlarm || p.Starts >= p.StartsAlarm, p.BinCount >= p.BinAlarm
 	if !byHour && !byBin {
 		return
 	}
@@ -240,7 +286,7 @@ func (e *Engine) judgeVolume(p *profile, now int64, j *judgement) {
 	ratio := 1.0
 	if byHour {
 		ratio = max(ratio, float64(p.Count)/(float64(p.Lambda)+1))
-		p.CountAlarm = countOf(2 * float64(p.Count))
+		p.CountAlarm, p.StartsAlarm = countOf(2*float64(p.Count)), countOf(2*float64(p.Starts))
 	}
 	if byBin {
 		ratio = max(ratio, 6*float64(p.BinCount)/(float64(p.Lambda)+1))

@@ -28,7 +28,7 @@ const (
 	Guessing      Attack = "guessing"       // many denied keys from one source
 	RevokedUse    Attack = "revoked_use"
 	ScopeProbing  Attack = "scope_probing"
-	nightFraction        = 0.5
+	nightFraction        = 1.0
 )
 
 // Attacks are all kinds of misuse.
