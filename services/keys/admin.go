@@ -64,7 +64,7 @@ func createAdmin(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, set
 		return "", fmt.Errorf("look up stream %s: %w", bus.Keys, err)
 	}
 	s.now, s.ids = time.Now, &ids{}
-	s.store = &store{nc: nc, js: js, stream: stream, set: set, ids: s.ids, now: s.now}
+	s.store = &records{nc: nc, js: js, stream: stream, set: set, ids: s.ids, now: s.now}
 	_, secret, err := s.create(ctx, system, key.Record{
 		OrgID: key.SystemOrg, Name: "First admin key", Environment: apikey.Live, Scopes: []string{apikey.FullAccess},
 		Description: "Made at the first start; full_access over all organizations.",

@@ -3,7 +3,6 @@ package keys
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"time"
 
 	"github.com/latchkey-dev/latchkey/services/internal/api"
@@ -51,7 +50,3 @@ func (noFacts) usage(context.Context, string, time.Time) (map[string]use, error)
 }
 func (noFacts) check(context.Context) error { return errNoClickHouse }
 func (noFacts) close()                      {}
-
-func openFacts(_ context.Context, url string, _ *slog.Logger) (facts, error) {
-	return noFacts{}, nil
-}

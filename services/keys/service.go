@@ -73,7 +73,7 @@ type Service struct {
 	ids    *ids
 
 	set      *api.Keyset
-	store    *store
+	store    *records
 	orgs     *orgs
 	webhooks jetstream.KeyValue
 	// said is what owners were told already.
@@ -118,7 +118,7 @@ func newService(ctx context.Context, cfg Config, deps run.Deps, now func() time.
 			s.close()
 		}
 	}()
-	s.store = &store{nc: deps.NATS, js: s.js, stream: stream, set: s.set, ids: s.ids, now: now}
+	s.store = &records{nc: deps.NATS, js: s.js, stream: stream, set: s.set, ids: s.ids, now: now}
 	if s.orgs, err = openOrgs(ctx, s.js, deps.Log); err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func newService(ctx context.Context, cfg Config, deps run.Deps, now func() time.
 	if s.said, err = s.js.KeyValue(ctx, bus.Said); err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", bus.Said, err)
 	}
-	if s.facts, err = openFacts(ctx, cfg.ClickHouseURL, deps.Log); err != nil {
+	if s.facts, err = openFacts(ctx, cfg.ClickHouseURL); err != nil {
 		return nil, err
 	}
 	s.metrics = newMetrics(deps.Metrics, s.set)

@@ -42,9 +42,9 @@ var (
 // maxRaces is how often a change is tried anew on the record that a race left.
 const maxRaces = 16
 
-// store reads and writes the records on stream KEYS. A write names the sequence
+// records reads and writes the records on stream KEYS. A write names the sequence
 // that it read, so of two writers one fails and tries again on what the other left.
-type store struct {
+type records struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	stream jetstream.Stream
@@ -60,7 +60,7 @@ type stored struct {
 }
 
 // read is the record as the stream has it now; errNoKey if there is none.
-func (s *store) read(ctx context.Context, id string) (stored, error) {
+func (s *records) read(ctx context.Context, id string) (stored, error) {
 	if !validKeyID(id) {
 		return stored{}, errNoKey
 	}
@@ -68,7 +68,7 @@ func (s *store) read(ctx context.Context, id string) (stored, error) {
 	return stored{Record: change.Record, seq: seq}, err
 }
 
-func (s *store) lastChange(ctx context.Context, id string) (change key.Change, seq uint64, err error) {
+func (s *records) lastChange(ctx context.Context, id string) (change key.Change, seq uint64, err error) {
 	msg, err := s.stream.GetLastMsgForSubject(ctx, bus.KeySubject(id))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return change, 0, errNoKey
@@ -105,7 +105,7 @@ type write struct {
 
 // commit stores the writes, all or none of them. errRace means that none was
 // stored because a record is not the one that was read.
-func (s *store) commit(ctx context.Context, by actor, writes ...write) error {
+func (s *records) commit(ctx context.Context, by actor, writes ...write) error {
 	changes := make([]key.Change, len(writes))
 	msgs := make([]*nats.Msg, len(writes))
 	for i, w := range writes {
@@ -142,7 +142,7 @@ func (s *store) commit(ctx context.Context, by actor, writes ...write) error {
 
 // publish stores the messages as one atomic batch (ADR-50) and returns the
 // sequence of the last.
-func (s *store) publish(ctx context.Context, msgs []*nats.Msg, batch string) (uint64, error) {
+func (s *records) publish(ctx context.Context, msgs []*nats.Msg, batch string) (uint64, error) {
 	if len(msgs) == 1 {
 		ack, err := s.js.PublishMsg(ctx, msgs[0])
 		if err != nil {
@@ -193,7 +193,7 @@ const wrongLastSequenceConstant jetstream.ErrorCode = 10164
 // change reads a key, lets edit change a copy of its record, and stores it; when
 // somebody else was faster it begins anew. edit returns errNothing to leave the
 // record as it is, or a problem to answer with.
-func (s *store) change(ctx context.Context, by actor, id, typ string, edit func(r *key.Record) (reason string, err error)) (key.Record, error) {
+func (s *records) change(ctx context.Context, by actor, id, typ string, edit func(r *key.Record) (reason string, err error)) (key.Record, error) {
 	for range maxRaces {
 		before, err := s.read(ctx, id)
 		if err != nil {
