@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -89,6 +90,24 @@ func fetchGeo(ctx context.Context, cfg geo.Config) error {
 		}
 		bars[name].Set(done)
 	})
+}
+
+// geoPatience is how long `up` waits for geo data, which it can do without.
+const geoPatience = 90 * time.Second
+
+// fetchGeo brings the data that tell where an address is, once. Without them
+// the detector still tells networks apart, by prefix.
+func (s *stack) fetchGeo(ctx context.Context) {
+	var cfg geo.Config
+	if err := run.LoadFrom(&cfg, s.vars); err != nil || geo.Fetched(cfg) {
+		return // the detector reports a bad configuration
+	}
+	ctx, cancel := context.WithTimeout(ctx, geoPatience)
+	defer cancel()
+	if err := fetchGeo(ctx, cfg); err != nil {
+		s.log.Warn("geo data could not be fetched", "error", err)
+		fmt.Fprintln(s.out, "Geo data could not be fetched: countries and operators stay unknown (latchkey geo fetch tries again).")
+	}
 }
 
 func newGeoLookupCmd() *cobra.Command {

@@ -199,6 +199,7 @@ func (s *stack) startServices(ctx context.Context) error {
 	if _, err := startService(ctx, s, "collector", collector.New); err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	s.fetchGeo(ctx)
 	if _, err := startService(ctx, s, "detector", detector.New); err != nil {
 		return errors.Join(err, listener.Close())
 	}
