@@ -58,6 +58,7 @@ func newRootCmd() *cobra.Command {
 		newEdgeCmd(),
 		newBacktestCmd(),
 		newDetectorCmd(),
+		newEngineCmd(),
 		newGeoCmd(),
 		newHealthCmd(),
 		newKeysCmd(), newOrgCmd(), newKeyCmd(), newAlertCmd(),

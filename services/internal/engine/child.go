@@ -108,7 +108,13 @@ func open(cfg childConfig, native, web net.Listener) (*server.Server, error) {
 	if err := os.WriteFile(config, fmt.Appendf(nil, configXML, limit), 0o600); err != nil {
 		return nil, fmt.Errorf("write the engine's configuration: %w", err)
 	}
-	lib, err := chdb.Load(cfg.Library, "--path="+filepath.Join(cfg.DataDir, "db"), "--config-file="+config)
+	db := filepath.Join(cfg.DataDir, "db")
+	// Without this folder the engine takes the database for one without a past, and
+	// does not start what drops tables in the background: DROP … SYNC would hang.
+	if err := os.MkdirAll(filepath.Join(db, "metadata"), 0o700); err != nil {
+		return nil, fmt.Errorf("create the database's directory: %w", err)
+	}
+	lib, err := chdb.Load(cfg.Library, "--path="+db, "--config-file="+config)
 	if err != nil {
 		return nil, err
 	}

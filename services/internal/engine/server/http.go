@@ -174,7 +174,7 @@ func (x *exchange) body() (io.Reader, error) {
 		return nil, fmt.Errorf("unknown Content-Encoding %q", encoding)
 	}
 	if truthy(x.values.Get("decompress")) {
-		body = compress.NewReader(body)
+		body = wire.Decompress(body)
 	}
 	return body, nil
 }

@@ -50,7 +50,7 @@ func (r *Reader) SetCompressed(on bool) {
 	r.current = r.raw
 	if on {
 		if r.compressed == nil {
-			r.compressed = bufio.NewReaderSize(compress.NewReader(r.raw), bufferSize)
+			r.compressed = bufio.NewReaderSize(Decompress(r.raw), bufferSize)
 		}
 		r.current = r.compressed
 	}
@@ -423,4 +423,18 @@ func appendColumnHead(dst []byte, c Column, revision int) []byte {
 // AppendString appends a length and the string.
 func AppendString(dst []byte, s string) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
+}
+
+// Decompress reads ClickHouse's compressed frames to their end.
+func Decompress(r io.Reader) io.Reader { return frames{compress.NewReader(r)} }
+
+type frames struct{ r *compress.Reader }
+
+// Read unwraps the end of the stream, which io.Copy and its like look for.
+func (f frames) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = io.EOF
+	}
+	return n, err
 }
