@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS usage_events
     stream         LowCardinality(String),
     partition      UInt16,
     sequence       UInt64 CODEC(Delta, ZSTD(1)),
-    index          UInt32 CODEC(Delta, ZSTD(1)),
+    `index`        UInt32 CODEC(Delta, ZSTD(1)),
     INDEX sequence_range sequence TYPE minmax GRANULARITY 4,
     INDEX ingested_range ingested_at TYPE minmax GRANULARITY 4
 )
