@@ -10,7 +10,6 @@ import (
 
 	"github.com/latchkey-dev/latchkey/services/internal/engine"
 	"github.com/latchkey-dev/latchkey/services/internal/npm"
-	"github.com/latchkey-dev/latchkey/services/internal/progress"
 )
 
 func newEngineCmd() *cobra.Command {
@@ -32,39 +31,15 @@ is there. LATCHKEY_CACHE_DIR moves the cache; LATCHKEY_NPM_REGISTRY names a regi
 machines without Node.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			show, finish := fetchProgress("ClickHouse engine")
-			defer finish()
 			path, err := engine.Fetch(cmd.Context(), npm.Options{
-				Log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-				Progress: show,
+				Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 			})
-			finish()
 			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), path)
 			return err
 		},
-	}
-}
-
-// fetchProgress shows a download on stderr from its first bytes on; finish may
-// be called twice.
-func fetchProgress(name string) (show func(done, total int64), finish func()) {
-	var bar *progress.Bar
-	show = func(done, total int64) {
-		if bar == nil {
-			if total <= 0 {
-				total = -1
-			}
-			bar = progress.Start(name, total, progress.Bytes)
-		}
-		bar.Set(done)
-	}
-	return show, func() {
-		if bar != nil {
-			bar.Finish()
-		}
 	}
 }
 

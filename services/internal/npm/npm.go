@@ -50,8 +50,9 @@ type Options struct {
 	Config
 	// Log may be nil.
 	Log *slog.Logger
-	// Progress, if set, is called from one goroutine as bytes arrive. total is
-	// 0 while unknown. It is not called when the package is in the cache.
+	// Progress is called from one goroutine as bytes arrive; total is 0 while
+	// unknown. It is not called when the package is in the cache. nil shows a
+	// bar, or a line now and then, on stderr.
 	Progress func(done, total int64)
 }
 
@@ -108,7 +109,9 @@ func (p Package) Fetch(ctx context.Context, opts Options) (string, error) {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	if opts.Progress == nil {
-		opts.Progress = func(int64, int64) {}
+		show, finish := showProgress("Fetching " + p.Name)
+		defer finish()
+		opts.Progress = show
 	}
 	if err := p.fetch(ctx, opts, dir); err != nil {
 		if ctx.Err() != nil {
