@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +21,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/latchkey-dev/latchkey/schemas/alert"
+	"github.com/latchkey-dev/latchkey/schemas/baseline"
+	"github.com/latchkey-dev/latchkey/schemas/key"
 	"github.com/latchkey-dev/latchkey/schemas/usage"
+	"github.com/latchkey-dev/latchkey/services/detector/anomaly"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/natsd"
 	"github.com/latchkey-dev/latchkey/services/internal/natsd/natstest"
@@ -441,4 +446,213 @@ func counted(in *instance) float64 {
 		}
 	}
 	return sum
+}
+
+func TestRotatedKeyInherits(t *testing.T) {
+	t.Parallel()
+	events := traffic(6, 21)
+	server, js := serve(t)
+	publish(t, js, events, true)
+	in := start(t, server)
+	caughtUp(t, js)
+	var children []usage.Event
+	for k := range 6 {
+		child := fmt.Sprintf("key_child_%d", k)
+		change, err := json.Marshal(key.Change{Type: key.Rotated, Record: key.Record{ID: child, ParentKeyID: fmt.Sprintf("key_%d", k)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := js.Publish(t.Context(), bus.KeySubject(child), change); err != nil {
+			t.Fatal(err)
+		}
+		ev := events[len(events)-1]
+		ev.ID, ev.KeyID, ev.Time = child, child, ev.Time.Add(time.Minute)
+		children = append(children, ev)
+	}
+	eventually(t, "the rotations are known", func() bool {
+		n := 0
+		in.parents.Range(func(any, any) bool { n++; return true })
+		return n == 6
+	})
+	publish(t, js, children, false)
+	caughtUp(t, js)
+	in.end(t)
+	for k := range 6 {
+		if row := rowOf(t, js, fmt.Sprintf("key_child_%d", k)); row.ParentKeyID != fmt.Sprintf("key_%d", k) || row.Events < 100 {
+			t.Errorf("child %d: parent %q, %d events", k, row.ParentKeyID, row.Events)
+		}
+	}
+}
+
+// rowOf is the baseline of a key as an engine reads it from the bucket.
+func rowOf(t testing.TB, js jetstream.JetStream, keyID string) baseline.Row {
+	t.Helper()
+	kv, err := js.KeyValue(t.Context(), bus.Baselines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := kv.Get(t.Context(), strconv.Itoa(usage.Partition(keyID, partitions))+"."+keyToken(keyID))
+	if err != nil {
+		t.Fatalf("%s: %v", keyID, err)
+	}
+	_, state, err := decodeProfile(stored.Value())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := anomaly.New(anomaly.Options{})
+	if err := e.Decode(keyID, state); err != nil {
+		t.Fatal(err)
+	}
+	row, _ := e.Baseline(keyID)
+	return row
+}
+
+func TestVerdictsReachTheEngineOnce(t *testing.T) {
+	t.Parallel()
+	server, js := serve(t)
+	publish(t, js, traffic(12, 21), false)
+	in := start(t, server)
+	caughtUp(t, js)
+	kv, err := js.KeyValue(t.Context(), bus.Verdicts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	eachAlert(t, js, func(id string, _ int) { ids[id] = true })
+	for id := range ids {
+		if _, err := kv.PutString(t.Context(), id, `{"verdict":"expected","actor":"key_admin","time":"2026-09-28T00:00:00Z"}`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	given := func() (n int) {
+		s := &Service{states: in.states}
+		for p := range partitions {
+			st, err := s.readState(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for token, it := range st.values {
+				if token == nameSources {
+					continue
+				}
+				profile, _, err := decodeProfile(it.value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, a := range profile.alerts {
+					if a.verdict == "expected" {
+						n++
+					}
+				}
+			}
+		}
+		return n
+	}
+	eventually(t, "every verdict is part of the state", func() bool { return given() == len(ids) })
+	before := states(t, js)
+	in.end(t)
+	// A partition is taken when a message comes.
+	var others []usage.Event
+	for k := range 8 * partitions {
+		ev := traffic(1, 1)[0]
+		ev.ID, ev.KeyID = "", fmt.Sprintf("other_%d", k)
+		others = append(others, ev)
+	}
+	publish(t, js, others, false)
+	again := start(t, server)
+	caughtUp(t, js)
+	again.end(t)
+	after := states(t, js)
+	maps.DeleteFunc(after, func(token, _ string) bool { return strings.HasPrefix(token, "other_") })
+	if !maps.Equal(before, after) {
+		t.Error("a verdict was heard twice")
+	}
+}
+
+func TestHistoryRaisesHistoricalAlerts(t *testing.T) {
+	t.Parallel()
+	server, js := serve(t)
+	publish(t, js, traffic(12, 21), true)
+	in := start(t, server)
+	caughtUp(t, js)
+	in.end(t)
+	list := alerts(t, js)
+	if len(list) == 0 {
+		t.Fatal("no alert")
+	}
+	for _, a := range list {
+		if !strings.Contains(a, `"historical":true`) {
+			t.Errorf("not historical: %s", a)
+		}
+	}
+}
+
+func TestKeyTokens(t *testing.T) {
+	t.Parallel()
+	seen := map[string]string{}
+	for _, id := range []string{"key_1", "_key", "a.b", "a_b", "a:b", "sha256:00ff", "=", "__", "-"} {
+		token := keyToken(id)
+		if seen[token] != "" {
+			t.Errorf("%q and %q have the token %q", id, seen[token], token)
+		}
+		seen[token] = id
+		if usage.CheckIdentifier(id) == nil && keyOfToken(token) != id {
+			t.Errorf("%q comes back as %q", id, keyOfToken(token))
+		}
+		if strings.ContainsAny(token, ".: ") || token[0] == '_' {
+			t.Errorf("%q: token %q", id, token)
+		}
+	}
+}
+
+func TestJournalInParts(t *testing.T) {
+	t.Parallel()
+	_, js := serve(t)
+	kv, err := js.KeyValue(t.Context(), bus.Baselines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Service{js: js, writes: js, states: kv}
+	snap := &snapshot{commit: commit{sequence: 7, owner: "me"}}
+	for i := range 5 {
+		snap.items = append(snap.items, item{token: fmt.Sprintf("key_%d", i), value: bytes.Repeat([]byte{byte(i)}, inlineJournal/2)})
+	}
+	if err := s.writeJournal(t.Context(), "0.", snap); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.compareAndSet(t.Context(), "0."+nameCommit, snap.commit.encode(), 0); err != nil {
+		t.Fatal(err)
+	}
+	// The crash: no profile is written under its own name yet.
+	st, err := s.readState(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := st.overlay()
+	if err != nil || len(fresh) != 5 || len(st.values["key_4"].value) != inlineJournal/2 || st.commit.parts < 3 {
+		t.Errorf("%d values, %d parts, %v", len(fresh), st.commit.parts, err)
+	}
+	if _, err := s.compareAndSet(t.Context(), "0."+nameCommit, snap.commit.encode(), 0); !errors.Is(err, bus.ErrLost) {
+		t.Errorf("a former owner's commit: %v", err)
+	}
+	if err := s.purgeJournal(t.Context(), "0.", "me"); err != nil {
+		t.Fatal(err)
+	}
+	if st, err = s.readState(t.Context(), 0); err != nil || len(st.journals) != 0 {
+		t.Errorf("%d journals, %v", len(st.journals), err)
+	}
+}
+
+func FuzzDecodeProfile(f *testing.F) {
+	f.Add(encodeProfile(&profile{sequence: 3, alerts: []told{{"alrt_1", "expected"}}}, []byte("state")))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, state, err := decodeProfile(data)
+		if err != nil {
+			return
+		}
+		again, stateAgain, err := decodeProfile(encodeProfile(&p, state))
+		if err != nil || fmt.Sprint(p) != fmt.Sprint(again) || !bytes.Equal(state, stateAgain) {
+			t.Fatalf("%+v became %+v: %v", p, again, err)
+		}
+	})
 }
