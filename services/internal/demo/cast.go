@@ -182,8 +182,8 @@ type attack struct {
 	habit    func(usual habit, run int) habit
 }
 
-// thieves are networks in other countries; each run takes the next.
-var thieves = []string{"177.54.144.0/24", "14.161.20.0/24", "102.89.32.0/24", "190.90.160.0/24", "103.21.164.0/24"}
+// thieves are rented servers in other countries; each run takes the next.
+var thieves = []string{"46.166.128.0/24", "45.32.100.0/24", "51.81.0.0/24", "149.56.0.0/24", "45.63.24.0/24"}
 
 func attacks() []attack {
 	return []attack{

@@ -34,12 +34,16 @@ func (d *demo) prepare(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := d.loadHistory(ctx); err != nil {
+		return err
+	}
+	// The keys come last: a key without its history looks as if nobody used it.
 	for _, k := range d.state.Keys {
 		if err := d.makeKey(ctx, k); err != nil {
 			return err
 		}
 	}
-	return d.loadHistory(ctx)
+	return nil
 }
 
 // allBegan tells whether the history of every key was loaded: if not, the last
