@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/latchkey-dev/latchkey/pkg/edge"
 	"github.com/latchkey-dev/latchkey/schemas/usage"
@@ -86,7 +87,16 @@ func (m *metrics) dropped(reason string, events int) bool {
 	return now-last > int64(time.Second) && d.said.CompareAndSwap(last, now)
 }
 
-// register adds the metrics, and the gauges that ask the service.
+// counterValue is what a counter stands at.
+func counterValue(c prometheus.Metric) float64 {
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		return 0
+	}
+	return m.GetCounter().GetValue()
+}
+
+// registerMetrics adds the metrics, and the gauges that ask the service.
 func (s *Service) registerMetrics(reg *prometheus.Registry) error {
 	if reg == nil {
 		return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/latchkey-dev/latchkey/pkg/apikey"
 	"github.com/latchkey-dev/latchkey/pkg/edge"
 	"github.com/latchkey-dev/latchkey/schemas/key"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
@@ -249,7 +250,7 @@ func TestRevocationReachesThreeEdges(t *testing.T) {
 func fillKeys(t testing.TB, js jetstream.JetStream, n int) {
 	t.Helper()
 	for i := range n {
-		if _, err := js.PublishAsync(bus.KeySubject(fmt.Sprintf("key_%026d", i)), sampleChange(i)); err != nil {
+		if _, err := js.PublishAsync(bus.KeySubject(sampleID(i)), sampleChange(i, apikey.Sum(fmt.Sprint(i)))); err != nil {
 			t.Fatal(err)
 		}
 	}
