@@ -7,6 +7,6 @@ func newBenchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure this machine: the published performance figures, as ratios in one run",
 	}
-	cmd.AddCommand(newBenchEdgeCmd())
+	cmd.AddCommand(newBenchDetectCmd(), newBenchEdgeCmd())
 	return cmd
 }

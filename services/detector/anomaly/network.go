@@ -51,16 +51,17 @@ const (
 // Population priors: how often a new prefix of a key is also a new operator or
 // country, and the pseudo-count of news of a key that never showed any.
 const (
-	priorNews      = 0.03
+	priorNews      = 0.025
 	newsHalfLife   = 10.0 // days
 	priorKnown     = 25.0 // a new prefix of a known operator is this much less news
 	priorCoarse    = 8.0
 	priorOperator  = 0.4
 	priorRegion    = 0.3
 	priorCountry   = 0.15
-	priorHosting   = 0.3 // a key of people's networks turning up in a data centre
-	networkNormal  = 0.4 // score that makes p = 0.0025 an alarm at the default budget
-	networkCertain = 3.0 // days before a network can be news
+	priorHosting   = 0.3  // a key of people's networks turning up in a data centre
+	networkNormal  = 0.4  // score that makes p = 0.0025 an alarm at the default budget
+	networkCertain = 3.0  // days before a network can be news
+	networkSettled = 14.0 // days before it is news at full weight
 )
 
 // prefixOf is the /24 or /64 of an address as a number: IPv4 has a first byte of
@@ -205,10 +206,10 @@ func (p *profile) strangeness(l place, now int64) float64 {
 	}
 	score := -math.Log10(min(prob, 1)) + networkNormal
 	switch age := p.ageDays(now); {
-	case age < networkCertain || p.NewPrefix.Trials < 3:
+	case age < networkCertain || p.NewPrefix.Trials < 2.5:
 		return 0
-	case age < 10:
-		score -= 0.15 * (10 - age)
+	case age < networkSettled:
+		score -= 0.2 * (networkSettled - age)
 	}
 	return max(score, 0)
 }

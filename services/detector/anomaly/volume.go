@@ -63,7 +63,7 @@ const (
 	// baseEvidence is the least evidence in nats for an alarm.
 	baseEvidence = 9.5
 	// newsEvidence is what makes a burst of an hour's count, which is learned by its size.
-	newsEvidence = 25
+	newsEvidence = 16
 	// volumeSettled is the number of hours before a profile tells what is unusual.
 	volumeSettled = 120
 	batchPause    = int64(time.Minute)
@@ -230,12 +230,12 @@ func (p *profile) plan() {
 	if age < int64(volumeLearning)/4 || p.Hours < volumeSettled {
 		return
 	}
-	young, perDay := 1.0, 1e-3*math.Exp(-p.strict)
+	young, perDay := 1.0, 3e-4*math.Exp(-p.strict)
 	if age < int64(volumeLearning) {
 		young = 40
 	}
 	most := float64(p.HourTail.Top[0])
-	burst := 2 * float64(p.Burst)
+	burst := 3 * math.Exp(0.8*p.strict) * float64(p.Burst)
 	if p.Active < 0.25 {
 		burst = max(burst, 2.5*most) // a job that runs at another hour is no news
 	}

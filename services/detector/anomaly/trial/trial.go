@@ -88,51 +88,83 @@ const grace = 24 * time.Hour
 
 // Run feeds a traffic to a detector.
 func Run(t *simulate.Traffic, o simulate.Options, d Detector) Outcome {
-	labels := t.Labels()
-	byKey := map[string]int{}
-	out := Outcome{KeyMonths: map[simulate.Kind]float64{}}
-	caseOf := map[string]int{}
-	for i, l := range labels {
-		byKey[l.KeyID] = i
-		out.KeyMonths[l.Kind] += float64(o.Days)/30 - ColdStart.Hours()/720
-		if l.Attack != "" {
-			caseOf[l.KeyID] = len(out.Cases)
-			out.Cases = append(out.Cases, Case{Label: l})
-		}
+	return RunAll(t, o, []Detector{d})[0]
+}
+
+// RunAll feeds a traffic, made once, to several detectors side by side.
+func RunAll(t *simulate.Traffic, o simulate.Options, detectors []Detector) []Outcome {
+	book := newBook(t.Labels())
+	out := make([]Outcome, len(detectors))
+	ids := make([]map[string]bool, len(detectors))
+	for i := range out {
+		out[i], ids[i] = book.outcome(o), map[string]bool{}
 	}
-	counts := map[string]int{}
-	ids := map[string]bool{}
 	for ev := range t.Events() {
-		i, known := byKey[ev.KeyID]
-		if known {
-			if l := labels[i]; l.Attack != "" && !ev.Time.Before(*l.Start) && !ev.Time.After(*l.End) {
-				counts[ev.KeyID]++
-			}
-		}
-		for _, f := range d.Observe(ev) {
-			if !ids[f.ID] {
-				ids[f.ID] = true
-				out.take(f, ev, labels, byKey, caseOf, counts, o.Start)
+		book.count(ev)
+		for i, d := range detectors {
+			for _, f := range d.Observe(ev) {
+				if !ids[i][f.ID] {
+					ids[i][f.ID] = true
+					out[i].take(f, book, o.Start)
+				}
 			}
 		}
 	}
 	return out
 }
 
-func (out *Outcome) take(f Flag, ev *usage.Event, labels []simulate.Label, byKey, caseOf, counts map[string]int, start time.Time) {
-	i, known := byKey[f.KeyID]
+// book is the labels, ready to look up.
+type book struct {
+	labels []simulate.Label
+	byKey  map[string]int
+	caseOf map[string]int
+	counts map[string]int // events of the attack on a key so far
+}
+
+func newBook(labels []simulate.Label) *book {
+	b := &book{labels: labels, byKey: map[string]int{}, caseOf: map[string]int{}, counts: map[string]int{}}
+	for i, l := range labels {
+		b.byKey[l.KeyID] = i
+		if l.Attack != "" {
+			b.caseOf[l.KeyID] = len(b.caseOf)
+		}
+	}
+	return b
+}
+
+func (b *book) outcome(o simulate.Options) Outcome {
+	out := Outcome{KeyMonths: map[simulate.Kind]float64{}}
+	for _, l := range b.labels {
+		out.KeyMonths[l.Kind] += float64(o.Days)/30 - ColdStart.Hours()/720
+		if l.Attack != "" {
+			out.Cases = append(out.Cases, Case{Label: l})
+		}
+	}
+	return out
+}
+
+func (b *book) count(ev *usage.Event) {
+	if i, known := b.byKey[ev.KeyID]; known {
+		if l := b.labels[i]; l.Attack != "" && !ev.Time.Before(*l.Start) && !ev.Time.After(*l.End) {
+			b.counts[ev.KeyID]++
+		}
+	}
+}
+
+func (out *Outcome) take(f Flag, b *book, start time.Time) {
+	i, known := b.byKey[f.KeyID]
 	if !known { // a guessed key: it belongs to the guessing that runs
 		for k := range out.Cases {
 			c := &out.Cases[k]
 			if c.Label.Attack == simulate.Guessing && !f.Time.Before(*c.Label.Start) && !f.Time.After(*c.Label.End) {
-				c.hit(f, counts[c.Label.KeyID])
+				c.hit(f, b.counts[c.Label.KeyID])
 			}
 		}
 		return
 	}
-	l := labels[i]
+	l := b.labels[i]
 	if l.Attack != "" && !f.Time.Before(*l.Start) && f.Time.Before(l.End.Add(grace)) {
-		out.Cases[caseOf[l.KeyID]].hit(f, counts[l.KeyID])
+		out.Cases[b.caseOf[l.KeyID]].hit(f, b.counts[l.KeyID])
 		return
 	}
 	if f.Time.Sub(start) < ColdStart {

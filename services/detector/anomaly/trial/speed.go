@@ -1,0 +1,92 @@
+package trial
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+	"github.com/latchkey-dev/latchkey/services/detector/anomaly"
+)
+
+// Speed is how fast one engine takes decoded events.
+type Speed struct {
+	Keys            int     `json:"keys"`
+	EventsPerSecond float64 `json:"events_per_second"`
+	// HeapBytes is the growth of the heap per key, EncodedBytes the size of a baseline.
+	HeapBytes    float64 `json:"heap_bytes_per_key"`
+	EncodedBytes float64 `json:"encoded_bytes_per_key"`
+	// Allocations is per event, once all keys are known.
+	Allocations float64 `json:"allocations_per_event"`
+	Alerts      int     `json:"alerts"`
+}
+
+// MeasureSpeed feeds events of the given number of keys, in random order of keys,
+// through one engine on one core. Making the events is not counted.
+func MeasureSpeed(keys, events int) Speed {
+	r := rand.New(rand.NewPCG(1, 2))
+	ids := make([]string, keys)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("key_%08x", i)
+	}
+	routes := []string{"/v1/readings", "/v1/devices/{id}", "/v1/orders", "/v1/orders/{id}"}
+	e := anomaly.New(anomaly.Options{})
+	at := time.Date(2026, 3, 2, 0, 0, 0, 0, time.UTC)
+	out := Speed{Keys: keys}
+	before := heap()
+	serial := 0
+	batch := make([]usage.Event, 1<<15)
+	fill := func(inOrder bool) {
+		for i := range batch {
+			k := r.IntN(keys)
+			if inOrder {
+				k = serial % keys
+			}
+			serial++
+			at = at.Add(time.Duration(36e11 / (2 * float64(keys)))) // two requests a key and hour
+			batch[i] = usage.Event{
+				ID: fmt.Sprintf("e%d", serial), Time: at, OrgID: "org", KeyID: ids[k],
+				SourceIP: netip.AddrFrom4([4]byte{84, byte(k >> 16), byte(k >> 8), byte(k)}),
+				Method:   "POST", Route: routes[min(r.IntN(8), 3)], Decision: usage.Allow,
+			}
+		}
+	}
+	feed := func() {
+		for i := range batch {
+			out.Alerts += len(e.Observe(&batch[i], false))
+		}
+	}
+	for serial < 2*keys {
+		fill(true)
+		feed()
+	}
+	out.HeapBytes = (heap() - before) / float64(keys)
+	var took time.Duration
+	var allocated uint64
+	var a, b runtime.MemStats
+	done := 0
+	for ; done < events; done += len(batch) {
+		fill(false)
+		runtime.ReadMemStats(&a)
+		began := time.Now()
+		feed()
+		took += time.Since(began)
+		runtime.ReadMemStats(&b)
+		allocated += b.Mallocs - a.Mallocs
+	}
+	out.EventsPerSecond = float64(done) / took.Seconds()
+	out.Allocations = float64(allocated) / float64(done)
+	for i := range 1000 {
+		out.EncodedBytes += float64(len(e.Encode(ids[i*keys/1000]))) / 1000
+	}
+	return out
+}
+
+func heap() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
+}
