@@ -17,6 +17,7 @@ import (
 
 	"github.com/latchkey-dev/latchkey/schemas/usage"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
+	"github.com/latchkey-dev/latchkey/services/internal/engine/enginetest"
 	"github.com/latchkey-dev/latchkey/services/internal/run"
 )
 
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	enginetest.Main(m)
 }
 
 func beDetector(url string) error {

@@ -159,7 +159,12 @@ func (in *instance) kill() {
 // caughtUp waits until the detector has acknowledged everything on USAGE.
 func caughtUp(t testing.TB, js jetstream.JetStream) {
 	t.Helper()
-	eventually(t, "the detector has read everything", func() bool {
+	readBy(t, js, bus.Detector)
+}
+
+func readBy(t testing.TB, js jetstream.JetStream, service string) {
+	t.Helper()
+	eventually(t, "the "+service+" has read everything", func() bool {
 		s, err := js.Stream(t.Context(), bus.Usage)
 		if err != nil {
 			t.Fatal(err)
@@ -169,7 +174,7 @@ func caughtUp(t testing.TB, js jetstream.JetStream) {
 			if err != nil {
 				continue
 			}
-			c, err := s.Consumer(t.Context(), bus.ConsumerName(bus.Detector, p))
+			c, err := s.Consumer(t.Context(), bus.ConsumerName(service, p))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -354,7 +354,12 @@ func (w *worker) restore(ctx context.Context) (uint64, error) {
 	if older > 0 {
 		w.log.Warn("baselines of another version are left out: make them anew with `latchkey detector rebuild`", "keys", older)
 	}
-	w.stale = slices.Sorted(maps.Keys(st.journals))
+	for _, owner := range slices.Sorted(maps.Keys(st.journals)) {
+		// A rebuild that is not committed is still being written.
+		if owner == st.commit.owner || !strings.HasPrefix(owner, rebuildOwner) {
+			w.stale = append(w.stale, owner)
+		}
+	}
 	w.commit = st.revision
 	w.saved = st.commit.sequence
 	if st.revision == 0 {
@@ -377,7 +382,7 @@ func (w *worker) restoreKey(token string, it *item, fromJournal bool) bool {
 	if err != nil {
 		return false
 	}
-	e.profile = p
+	e.profile, e.includes = p, p.sequence
 	for _, a := range p.alerts {
 		w.alerts[a.id] = keyID
 		w.judge(e, a.id)

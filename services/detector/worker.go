@@ -68,6 +68,9 @@ type entry struct {
 	profile
 	keyID    string
 	revision uint64 // in the bucket, 0 if not there
+	// includes is the sequence up to which the restored profile has learned. It
+	// lies behind the commit's after a rebuild only, for keys that were not rebuilt.
+	includes uint64
 	rowAt    time.Time
 	dirty    bool
 	due      bool
@@ -216,6 +219,9 @@ func (w *worker) event(ctx context.Context, m *bus.Message, ev *usage.Event, his
 	if e == nil {
 		e = w.add(ev.KeyID)
 		w.inherit(ctx, ev.KeyID)
+	}
+	if m.Sequence <= e.includes {
+		return
 	}
 	alerts := w.engine.Observe(ev, history)
 	e.sequence = m.Sequence

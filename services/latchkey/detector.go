@@ -2,23 +2,28 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/latchkey-dev/latchkey/services/detector"
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/geo"
 	"github.com/latchkey-dev/latchkey/services/internal/progress"
 	"github.com/latchkey-dev/latchkey/services/internal/run"
+	"github.com/latchkey-dev/latchkey/services/internal/store"
 )
 
 func newDetectorCmd() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "detector",
 		Short: "Run the detector: learns how each key is used and raises alerts",
 		Long: `Runs the detector against the NATS that LATCHKEY_NATS_URL names. Several replicas share the partitions. Geo data that
@@ -35,6 +40,101 @@ LATCHKEY_ALERT_BUDGET is the accepted number of false alerts per key and month (
 			})
 		},
 	}
+	cmd.AddCommand(newDetectorRebuildCmd())
+	return cmd
+}
+
+func newDetectorRebuildCmd() *cobra.Command {
+	var (
+		t     target
+		out   output
+		since string
+	)
+	cmd := &cobra.Command{
+		Use:   "rebuild [--since 30d]",
+		Short: "Make the baselines anew from the events in ClickHouse",
+		Long: `Replays usage_events through the detector's engine and makes the result the baselines of all keys that had an event in
+that time; other keys keep theirs. Nothing is raised and nobody is mailed. Detectors may run meanwhile: they take the new
+baselines over and read on from where the collector is.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			age, err := parseAge(since)
+			if err := errors.Join(err, out.check()); err != nil {
+				return err
+			}
+			return rebuild(cmd, t, out, age)
+		},
+	}
+	cmd.Flags().StringVar(&since, "since", "30d", "how far back to read, as `30d` or 12h")
+	t.flags(cmd)
+	out.flags(cmd)
+	return cmd
+}
+
+// parseAge reads a duration that may be in days.
+func parseAge(s string) (time.Duration, error) {
+	var age time.Duration
+	if days, isDays := strings.CutSuffix(s, "d"); isDays {
+		n, err := strconv.ParseFloat(days, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read %q: want days as 30d, or a duration as 12h", s)
+		}
+		age = time.Duration(n * 24 * float64(time.Hour))
+	} else {
+		var err error
+		if age, err = time.ParseDuration(s); err != nil {
+			return 0, fmt.Errorf("read %q: want days as 30d, or a duration as 12h", s)
+		}
+	}
+	if age <= 0 || age > 100*365*24*time.Hour {
+		return 0, fmt.Errorf("%q is no age", s)
+	}
+	return age, nil
+}
+
+func rebuild(cmd *cobra.Command, t target, out output, age time.Duration) (err error) {
+	ctx := cmd.Context()
+	natsURL, err := t.natsURL()
+	if err != nil {
+		return err
+	}
+	clickhouseURL, err := t.clickhouseURL()
+	if err != nil {
+		return err
+	}
+	var cfg detector.Config
+	if err := run.Load(&cfg); err != nil {
+		return err
+	}
+	nc, err := bus.Connect(natsURL, "latchkey-detector-rebuild")
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	s, err := detector.New(ctx, cfg, run.Deps{NATS: nc, Log: log})
+	if err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, clickhouseURL)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	since := time.Now().Add(-age)
+	var total uint64
+	if err := db.Conn.QueryRow(ctx, "SELECT count() FROM usage_events WHERE time >= ?", since).Scan(&total); err != nil {
+		return fmt.Errorf("count usage_events: %w", err)
+	}
+	bar := progress.Start("rebuild", int64(total), progress.Items)
+	defer bar.Finish()
+	done, err := s.Rebuild(ctx, db.Conn, since, bar.Set)
+	if err != nil {
+		return err
+	}
+	return out.print(cmd.OutOrStdout(), done, func(w io.Writer) {
+		fmt.Fprintf(w, "%d events since %s: the baselines of %d keys are made anew\n", done.Events, since.UTC().Format(time.RFC3339), done.Keys)
+	})
 }
 
 func newGeoCmd() *cobra.Command {
