@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -53,7 +56,7 @@ func OpenConfig(cfg Config) (*Store, error) {
 
 func options(url string) (*clickhouse.Options, error) {
 	opts, err := clickhouse.ParseDSN(url)
-	if err != nil {
+	if err != nil || !usable(url, opts.Addr) {
 		// The error may hold the URL, and that a password.
 		return nil, errors.New("read the ClickHouse URL: want clickhouse://user:password@host:9000/latchkey or http://host:8123/latchkey")
 	}
@@ -68,6 +71,21 @@ func options(url string) (*clickhouse.Options, error) {
 	}
 	opts.ClientInfo.Products = append(opts.ClientInfo.Products, struct{ Name, Version string }{"latchkey", "1"})
 	return opts, nil
+}
+
+// usable tells whether a URL has a scheme that we speak and addresses to dial.
+func usable(url string, addrs []string) bool {
+	scheme, _, _ := strings.Cut(url, "://")
+	if !slices.Contains([]string{"clickhouse", "clickhouses", "tcp", "http", "https"}, scheme) || len(addrs) == 0 {
+		return false
+	}
+	for _, addr := range addrs {
+		_, port, err := net.SplitHostPort(addr)
+		if _, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil {
+			return false
+		}
+	}
+	return true
 }
 
 func redact(err error, opts *clickhouse.Options) error {
