@@ -55,6 +55,7 @@ func newRootCmd() *cobra.Command {
 	root.AddCommand(
 		newUpCmd(),
 		newBenchCmd(),
+		newConsoleCmd(),
 		newEdgeCmd(),
 		newBacktestCmd(),
 		newDetectorCmd(),

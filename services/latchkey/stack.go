@@ -16,6 +16,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/latchkey-dev/latchkey/services/collector"
+	"github.com/latchkey-dev/latchkey/services/console"
+	"github.com/latchkey-dev/latchkey/services/console"
 	"github.com/latchkey-dev/latchkey/services/detector"
 	"github.com/latchkey-dev/latchkey/services/edge"
 	"github.com/latchkey-dev/latchkey/services/internal/api"
@@ -183,7 +185,6 @@ func (s *stack) startServices(ctx context.Context) error {
 	s.addrs["console"] = listener.Addr().String()
 	s.set("CONSOLE_URL", httpURL(s.addrs["console"]))
 	s.set("ADMIN_KEY_PATH", s.path("admin.key"))
-	s.force("KEYS_ADDR", "")
 	s.set("EDGE_SPOOL", s.path("spool"))
 	s.force("EDGE_ADDR", s.addr("edge"))
 	s.force("EDGE_GRPC_ADDR", s.addr("edge_grpc"))
@@ -203,7 +204,10 @@ func (s *stack) startServices(ctx context.Context) error {
 	if _, err := startService(ctx, s, "detector", detector.New); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	k, err := startService(ctx, s, "keys", keys.New)
+	k, err := startService(ctx, s, "keys", func(ctx context.Context, cfg keys.Config, deps run.Deps) (*keys.Service, error) {
+		cfg.Addr = "" // the console's listener carries its API
+		return keys.New(ctx, cfg, deps)
+	})
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -319,20 +323,24 @@ func (s *stack) demo(ctx context.Context) error {
 
 // startConsole serves the console, the REST API of all services and the mailbox
 // on one listener.
-func (s *stack) startConsole(_ context.Context, listener net.Listener, k *keys.Service) error {
+func (s *stack) startConsole(ctx context.Context, listener net.Listener, k *keys.Service) error {
+	c, err := startService(ctx, s, "console", func(ctx context.Context, cfg console.Config, deps run.Deps) (*console.Service, error) {
+		cfg.Addr = ""
+		return console.NewWithKeys(ctx, cfg, deps, k.Keyset())
+	})
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	mux := http.NewServeMux()
 	server := api.New(mux, api.Options{Keys: k.Keyset(), Log: s.log.With("component", "api"), Metrics: s.deps.Metrics, Version: version})
 	k.Register(server.API)
+	c.Register(server.API)
+	c.Mount(mux, server, s.mailbox)
 	var health api.Health
 	health.Add("nats", k.Check)
+	health.AddOptional("console", c.Check)
 	api.Operate(mux, &health, s.deps.Metrics)
-	if s.mailbox != nil {
-		h := s.mailbox.Handler(nil)
-		mux.Handle("GET /mailbox", h)
-		mux.Handle("GET /mailbox.json", h)
-		mux.Handle("GET /mailbox/", h)
-	}
-	s.group.Go("console", func(ctx context.Context) error { return serveHTTP(ctx, listener, server.Handler(), s.log) })
+	s.group.Go("console and API", func(ctx context.Context) error { return serveHTTP(ctx, listener, server.Handler(), s.log) })
 	return nil
 }
 
