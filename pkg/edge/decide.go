@@ -111,6 +111,7 @@ type Edge struct {
 	keys    *Keyset
 	opts    Options
 	denials *limiter
+	plain   bool // there are no peppers
 }
 
 // New makes an edge that decides by keys. [Keyset.Watch] must be running, or
@@ -122,7 +123,11 @@ func New(keys *Keyset, opts Options) *Edge {
 	if opts.Realm == "" {
 		opts.Realm = "latchkey"
 	}
-	return &Edge{keys: keys, opts: opts, denials: newLimiter(opts.Denials)}
+	const probe = "any text"
+	return &Edge{
+		keys: keys, opts: opts, denials: newLimiter(opts.Denials),
+		plain: opts.Hasher.Len() == 1 && opts.Hasher.Sum(probe) == apikey.Sum(probe),
+	}
 }
 
 // Decide judges a secret that came from source against what the request needs.
@@ -136,7 +141,9 @@ func (e *Edge) DecideAt(now time.Time, secret string, source netip.Addr, need Ne
 	if secret == "" {
 		return Verdict{Reason: usage.DenyMissingKey}
 	}
-	if !wellFormed(secret) {
+	// Mistyped and made-up keys go no further. The rest of the form needs no
+	// check: a hash that is found was made from a key.
+	if !apikey.HasChecksum(secret) {
 		return Verdict{Reason: usage.DenyInvalidKey}
 	}
 	if e.opts.FailClosedAfter > 0 && e.Stale(now) > e.opts.FailClosedAfter {
@@ -152,25 +159,10 @@ func (e *Edge) DecideAt(now time.Time, secret string, source netip.Addr, need Ne
 	return Verdict{Key: k, Reason: k.judge(now, source, need)}
 }
 
-// wellFormed checks form and checksum. Any prefix will do: installations choose
-// their own, and may have had another one before.
-func wellFormed(secret string) bool {
-	if _, err := apikey.Parse(secret); err == nil {
-		return true
-	}
-	prefix, _, _ := strings.Cut(secret, "_")
-	if prefix == apikey.DefaultPrefix || len(secret) > apikey.MaxLen {
-		return false
-	}
-	format, err := apikey.NewFormat(prefix)
-	if err != nil {
-		return false
-	}
-	_, err = format.Parse(secret)
-	return err == nil
-}
-
 func (e *Edge) find(secret string) *Key {
+	if e.plain {
+		return e.keys.Lookup(apikey.Sum(secret))
+	}
 	for i := range e.opts.Hasher.Len() {
 		if k := e.keys.Lookup(e.opts.Hasher.At(i, secret)); k != nil {
 			return k
@@ -185,7 +177,7 @@ func (k *Key) judge(now time.Time, source netip.Addr, need Need) string {
 		return usage.DenyRevokedKey
 	case k.expires != 0 && now.UnixNano() >= k.expires:
 		return usage.DenyExpiredKey
-	case !k.admits(source):
+	case k.limited && !k.admits(source):
 		return usage.DenyIPNotAllowed
 	}
 	for _, s := range need.scopes {
@@ -204,30 +196,30 @@ func (e *Edge) Stale(now time.Time) time.Duration {
 
 // Record sends the usage event of a verdict. What the verdict knows is filled in
 // here: key, organization, decision and scope; the rest is the caller's. Denied
-// attempts beyond [Options.Denials] are counted and not recorded.
-func (e *Edge) Record(v Verdict, need Need, ev usage.Event) {
+// attempts beyond [Options.Denials] are counted and not recorded. The event is
+// copied and left as it was.
+func (e *Edge) Record(v Verdict, need Need, ev *usage.Event) {
 	if e.opts.Recorder == nil || v.Reason == Unavailable {
 		return
 	}
-	ev.OrgID, ev.KeyID = Unknown, Unknown
-	if v.Key != nil {
-		ev.OrgID, ev.KeyID = v.Key.orgID, v.Key.id
+	if v.Reason != "" && !e.denials.allow(ev.SourceIP, ev.Time) {
+		return
 	}
-	ev.Decision, ev.DenyReason = usage.Allow, ""
-	if v.Reason != "" {
-		if !e.denials.allow(ev.SourceIP, ev.Time) {
-			return
-		}
-		ev.Decision, ev.DenyReason = usage.Deny, v.Reason
-	}
-	ev.Scope = need.text
-	ev.Gateway = e.opts.Gateway
 	// The compiler cannot know that a Recorder keeps no pointer, and would put
 	// every event on the heap.
 	slot := events.Get().(*usage.Event)
-	*slot = ev
+	*slot = *ev
+	slot.OrgID, slot.KeyID = Unknown, Unknown
+	if v.Key != nil {
+		slot.OrgID, slot.KeyID = v.Key.orgID, v.Key.id
+	}
+	slot.Decision, slot.DenyReason = usage.Allow, v.Reason
+	if v.Reason != "" {
+		slot.Decision = usage.Deny
+	}
+	slot.Scope = need.text
+	slot.Gateway = e.opts.Gateway
 	e.opts.Recorder.Enqueue(slot)
-	*slot = usage.Event{}
 	events.Put(slot)
 }
 

@@ -229,7 +229,7 @@ func TestDenialsAreLimitedPerSource(t *testing.T) {
 	e := testEdge(t, Options{Recorder: &rec, Clock: func() time.Time { return clock }, Denials: DenialLimit{PerSecond: 2, Burst: 10, Total: 1000}})
 	guess := func(n int, from string) {
 		for range n {
-			e.Record(Verdict{Reason: usage.DenyInvalidKey}, Need{}, usage.Event{Time: clock, SourceIP: netip.MustParseAddr(from), Route: "/"})
+			e.Record(Verdict{Reason: usage.DenyInvalidKey}, Need{}, &usage.Event{Time: clock, SourceIP: netip.MustParseAddr(from), Route: "/"})
 		}
 	}
 	guess(500, "203.0.113.7")
@@ -319,7 +319,7 @@ func TestNoAllocations(t *testing.T) {
 	ip := netip.MustParseAddr("203.0.113.7")
 	if n := testing.AllocsPerRun(100, func() {
 		v := e.Decide(secret, ip, need)
-		e.Record(v, need, usage.Event{Time: now, SourceIP: ip, Method: "GET", Route: "/v1/orders"})
+		e.Record(v, need, &usage.Event{Time: now, SourceIP: ip, Method: "GET", Route: "/v1/orders"})
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

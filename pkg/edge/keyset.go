@@ -1,7 +1,6 @@
 package edge
 
 import (
-	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"net/netip"
@@ -18,16 +17,18 @@ import (
 // Key is what an edge knows about one API key. It is immutable and safe for
 // concurrent use: a change of the key makes a new Key.
 type Key struct {
+	// What a decision reads comes first, on as few cache lines as it can.
 	hash    apikey.Hash
-	seq     uint64 // stream sequence of the change that made it
-	expires int64  // unix nanoseconds, 0 is never
-	id      string
-	name    string
-	orgID   string
-	env     string
+	expires int64 // unix nanoseconds, 0 is never
 	scopes  *grant
-	cidrs   []netip.Prefix
+	seq     uint64 // stream sequence of the change that made it
 	state   state
+	limited bool // to cidrs
+	id      string
+	orgID   string
+	cidrs   []netip.Prefix
+	name    string
+	env     string
 }
 
 type state uint8
@@ -92,9 +93,6 @@ func (k *Key) Active(now time.Time) bool {
 func (k *Key) Sequence() uint64 { return k.seq }
 
 func (k *Key) admits(ip netip.Addr) bool {
-	if len(k.cidrs) == 0 {
-		return true
-	}
 	for _, p := range k.cidrs {
 		if p.Contains(ip) {
 			return true
@@ -158,13 +156,22 @@ func (s *Keyset) Lookup(hash apikey.Hash) *Key {
 		if k == nil {
 			return nil
 		}
-		if subtle.ConstantTimeCompare(k.hash[:], hash[:]) == 1 {
+		if sameHash(&k.hash, &hash) {
 			if k.state == stateGone {
 				return nil
 			}
 			return k
 		}
 	}
+}
+
+// sameHash compares in constant time, as subtle.ConstantTimeCompare does, in words.
+func sameHash(a, b *apikey.Hash) bool {
+	var diff uint64
+	for i := 0; i < len(a); i += 8 {
+		diff |= binary.LittleEndian.Uint64(a[i:i+8]) ^ binary.LittleEndian.Uint64(b[i:i+8])
+	}
+	return diff == 0
 }
 
 // ByID finds a key by its id, nil if there is none.
@@ -225,6 +232,7 @@ func (s *Keyset) compact(rec *key.Record, hash apikey.Hash, seq uint64) *Key {
 		k.expires = rec.ExpiresAt.UnixNano()
 	}
 	for _, p := range rec.AllowedCIDRs {
+		k.limited = true
 		k.cidrs = append(k.cidrs, foldPrefix(p))
 	}
 	switch rec.Status {

@@ -53,7 +53,7 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, need Need, next htt
 	if r.ContentLength > 0 {
 		ev.RequestBytes = uint64(r.ContentLength)
 	}
-	e.Record(verdict, need, ev)
+	e.Record(verdict, need, &ev)
 }
 
 // Secret finds the key in a request's headers: Authorization: Bearer, X-API-Key,

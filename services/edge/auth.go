@@ -153,7 +153,7 @@ func (s *Service) record(j *judged, userAgent string, status int) {
 	if j.refused != nil || j.verdict.Allowed() && j.verdict.Key == nil {
 		return
 	}
-	s.edge.Record(j.verdict, j.need, usage.Event{
+	s.edge.Record(j.verdict, j.need, &usage.Event{
 		Time: j.time, SourceIP: j.source, Method: j.method, Route: j.route, UserAgent: userAgent, Status: uint16(status),
 	})
 }

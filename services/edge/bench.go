@@ -180,7 +180,7 @@ func (s *Service) benchDecide(o BenchOptions, secrets []string, report *BenchRep
 		if !v.Allowed() {
 			denied++
 		}
-		e.Record(v, need, usage.Event{Time: now, SourceIP: source, Method: "POST", Route: "/v1/orders/{id}", UserAgent: "bench/1"})
+		e.Record(v, need, &usage.Event{Time: now, SourceIP: source, Method: "POST", Route: "/v1/orders/{id}", UserAgent: "bench/1"})
 	}
 	var sink byte
 	hash := func(secret string) {

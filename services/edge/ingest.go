@@ -91,7 +91,7 @@ func (s *Service) authenticate(w http.ResponseWriter, r *http.Request, need edge
 		return v.Key
 	}
 	status := s.edge.Answer(v, need).Status
-	s.edge.Record(v, need, schema.Event{
+	s.edge.Record(v, need, &schema.Event{
 		Time: now, SourceIP: source, Method: r.Method, Route: "/v1/usage", Status: uint16(status), UserAgent: r.UserAgent(),
 	})
 	s.edge.Deny(w, r, v, need)
