@@ -17,7 +17,6 @@ import (
 
 	"github.com/latchkey-dev/latchkey/services/collector"
 	"github.com/latchkey-dev/latchkey/services/console"
-	"github.com/latchkey-dev/latchkey/services/console"
 	"github.com/latchkey-dev/latchkey/services/detector"
 	"github.com/latchkey-dev/latchkey/services/edge"
 	"github.com/latchkey-dev/latchkey/services/internal/api"
