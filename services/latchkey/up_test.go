@@ -146,7 +146,7 @@ func killClickHouse(t *testing.T, in *installation, key string) {
 	}
 	want := fmt.Sprintf("%d\t%d", posted.Load(), posted.Load())
 	in.wantSQL("SELECT count(), uniqExact(id) FROM latchkey.usage_events WHERE startsWith(id, 'kill')", want)
-	in.wantSQL("SELECT sum(requests) FROM latchkey.usage_hourly WHERE startsWith(key_id, 'kill')", strconv.FormatInt(posted.Load(), 10))
+	in.wantSQL("SELECT sum(events) FROM latchkey.usage_hourly WHERE startsWith(key_id, 'kill')", strconv.FormatInt(posted.Load(), 10))
 }
 
 // descendants are the processes that run the test's binary on a data directory,

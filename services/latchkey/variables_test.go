@@ -6,6 +6,8 @@ import (
 
 	"github.com/caarlos0/env/v11"
 
+	"github.com/latchkey-dev/latchkey/services/collector"
+	"github.com/latchkey-dev/latchkey/services/console"
 	"github.com/latchkey-dev/latchkey/services/detector"
 	"github.com/latchkey-dev/latchkey/services/edge"
 	"github.com/latchkey-dev/latchkey/services/internal/engine"
@@ -20,7 +22,7 @@ func variables(t *testing.T) []string {
 	t.Helper()
 	var names []string
 	for _, cfg := range []any{
-		&run.Common{}, &edge.Config{}, &keys.Config{}, &detector.Config{}, &notifier.Config{}, &engine.Config{}, &store.Config{},
+		&run.Common{}, &edge.Config{}, &keys.Config{}, &detector.Config{}, &notifier.Config{}, &engine.Config{}, &collector.Config{}, &console.Config{}, &store.Config{},
 	} {
 		params, err := env.GetFieldParamsWithOptions(cfg, env.Options{Prefix: run.EnvPrefix})
 		if err != nil {
