@@ -104,7 +104,7 @@ func TestRebuildEqualsWhatWasLearned(t *testing.T) {
 			t.Errorf("the rebuilt baseline of %s differs", token)
 		}
 	}
-	if len(got) != 10 || rebuilt.Keys != 72 || len(got) != len(want) {
+	if len(got) != 11 || rebuilt.Keys != 72 || len(got) != len(want) {
 		t.Errorf("%d keys were rebuilt, %d have a baseline, %d had", rebuilt.Keys, len(got), len(want))
 	}
 	if after := len(alerts(t, js)); after != before {
