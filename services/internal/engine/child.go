@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/latchkey-dev/latchkey/services/internal/engine/chdb"
 	"github.com/latchkey-dev/latchkey/services/internal/engine/server"
 )
@@ -109,10 +111,8 @@ func open(cfg childConfig, native, web net.Listener) (*server.Server, error) {
 		return nil, fmt.Errorf("write the engine's configuration: %w", err)
 	}
 	db := filepath.Join(cfg.DataDir, "db")
-	// Without this folder the engine takes the database for one without a past, and
-	// does not start what drops tables in the background: DROP … SYNC would hang.
-	if err := os.MkdirAll(filepath.Join(db, "metadata"), 0o700); err != nil {
-		return nil, fmt.Errorf("create the database's directory: %w", err)
+	if err := prepareDatabase(db); err != nil {
+		return nil, fmt.Errorf("prepare the database's directory: %w", err)
 	}
 	lib, err := chdb.Load(cfg.Library, "--path="+db, "--config-file="+config)
 	if err != nil {
@@ -124,11 +124,40 @@ func open(cfg childConfig, native, web net.Listener) (*server.Server, error) {
 	})
 }
 
+// prepareDatabase makes a database directory such as a server would have. Left
+// to itself the engine, made for local use, gives the database "default" a second
+// face that shows every file of the machine as a table. So that one gets another
+// name, which the server detaches at once, and "default" is an ordinary database
+// like any other.
+func prepareDatabase(db string) error {
+	// Without this folder the engine takes the database for one without a past,
+	// and does not start what drops tables in the background: DROP … SYNC hangs.
+	metadata := filepath.Join(db, "metadata")
+	if err := os.MkdirAll(metadata, 0o700); err != nil {
+		return err
+	}
+	definition, link := filepath.Join(metadata, "default.sql"), filepath.Join(metadata, "default")
+	id := uuid.New()
+	if target, err := os.Readlink(link); err == nil { // made anew at every start
+		if known, err := uuid.Parse(filepath.Base(target)); err == nil {
+			id = known
+		}
+		if err := os.Remove(link); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(definition); err == nil {
+		return nil
+	}
+	return os.WriteFile(definition, fmt.Appendf(nil, "ATTACH DATABASE _ UUID '%s'\nENGINE = Atomic\n", id), 0o600)
+}
+
 // configXML bounds memory and caches, and makes an INSERT durable before it is
 // answered: without the two fsync settings a power cut can take parts away that
 // were acknowledged.
 const configXML = `<clickhouse>
 	<max_server_memory_usage>%d</max_server_memory_usage>
+	<default_database>` + server.HiddenDatabase + `</default_database>
 	<mark_cache_size>67108864</mark_cache_size>
 	<primary_index_cache_size>67108864</primary_index_cache_size>
 	<index_mark_cache_size>16777216</index_mark_cache_size>

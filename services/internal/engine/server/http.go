@@ -29,7 +29,7 @@ const headSize = 1 << 20
 // notSettings are URL parameters with a meaning of their own.
 var notSettings = []string{
 	"query", "database", "user", "password", "default_format", "query_id", "session_id", "session_timeout", "session_check",
-	"compress", "decompress", "client_protocol_version", "quota_key", "stacktrace", "role", "buffer_size", "no_cookies", "close_session",
+	"compress", "decompress", "client_protocol_version", "quota_key", "stacktrace", "role", "buffer_size", "wait_end_of_query", "close_session",
 }
 
 // streamed are the formats whose pieces, laid end to end, are the whole.
@@ -235,7 +235,13 @@ func (x *exchange) open() error {
 	if err := x.ses.apply(settings); err != nil {
 		return err
 	}
-	return x.ses.setParameters(parameters)
+	if err := x.ses.setParameters(parameters); err != nil {
+		return err
+	}
+	if x.r.Method == http.MethodPost || x.r.Method == http.MethodPut {
+		return nil
+	}
+	return x.ses.conn.Exec("SET readonly = 2") // a link must not change anything
 }
 
 // insert spools what is inline and what follows, and loads it.
@@ -291,7 +297,7 @@ func (x *exchange) answer(st sql.Statement) error {
 	revision, _ := strconv.Atoi(x.values.Get("client_protocol_version"))
 	framed := strings.EqualFold(x.format, "Native") && revision > 0
 	stream := slices.ContainsFunc(streamed, func(f string) bool { return strings.EqualFold(f, x.format) })
-	if truthy(x.values.Get("wait_end_of_query")) && !framed {
+	if !framed && (truthy(x.values.Get("wait_end_of_query")) || truthy(x.values.Get("http_wait_end_of_query"))) {
 		stream = false // the answer is whole before its head is sent
 	}
 	sent := false

@@ -588,9 +588,6 @@ func (c *nativeConn) readExternalTables() (tables []externalTable, err error) {
 func (c *nativeConn) loadExternalTable(t externalTable) error {
 	defs := make([]string, len(t.columns))
 	for i, col := range t.columns {
-		if _, err := sql.Parse("SELECT CAST(x, " + sql.Quote(col.Type) + ")"); err != nil {
-			return err
-		}
 		defs[i] = sql.QuoteName(col.Name) + " " + col.Type
 	}
 	if err := c.ses.conn.Exec("CREATE TEMPORARY TABLE IF NOT EXISTS " + sql.QuoteName(t.name) + " (" + strings.Join(defs, ", ") + ")"); err != nil {

@@ -27,6 +27,10 @@ const (
 	drainTimeout   = 1200 * time.Millisecond
 )
 
+// HiddenDatabase is the name, in the engine's configuration, of the database that
+// shows files as tables. The server detaches it.
+const HiddenDatabase = "_files"
+
 // Config is what a server needs.
 type Config struct {
 	Library *chdb.Library
@@ -80,6 +84,10 @@ func New(cfg Config) (*Server, error) {
 		slot: make(chan struct{}, maxQueries), live: map[net.Conn]*atomic.Bool{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := admin.Exec("DETACH DATABASE IF EXISTS " + HiddenDatabase); err != nil {
+		admin.Close()
+		return nil, fmt.Errorf("hide files: %w", err)
+	}
 	out, err := admin.QueryString("SELECT version(), timezone(), toString(revision())", "TSV")
 	if err != nil {
 		admin.Close()

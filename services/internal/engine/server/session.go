@@ -47,7 +47,7 @@ func asException(err error) *chdb.Error {
 	}
 	var unsupported *wire.UnsupportedTypeError
 	switch {
-	case errors.Is(err, sql.ErrEmpty), errors.Is(err, sql.ErrMultiple):
+	case errors.Is(err, sql.ErrEmpty), errors.Is(err, sql.ErrMultiple), errors.Is(err, sql.ErrExit):
 		return exception(codeSyntaxError, "SYNTAX_ERROR", "Syntax error: %v", err)
 	case errors.Is(err, sql.ErrFiles):
 		return exception(codeAccessDenied, "ACCESS_DENIED", "Not allowed: %v", err)

@@ -58,6 +58,7 @@ type InsertHead struct {
 var (
 	ErrEmpty    = errors.New("Empty query")
 	ErrMultiple = errors.New("Multi-statements are not allowed")
+	ErrExit     = errors.New("there is no client to leave")
 	ErrFiles    = errors.New("reading and writing files of the server is not allowed")
 )
 
@@ -82,7 +83,20 @@ func Parse(query string) (Statement, error) {
 	}
 	s, err := scan(query)
 	s.Kind = kindOf(first)
+	if err == nil && isExit(s.Text) {
+		err = ErrExit
+	}
 	return s, err
+}
+
+// isExit tells the texts at which the engine, which holds a command-line client,
+// would do nothing.
+func isExit(text string) bool {
+	switch strings.ToLower(strings.TrimSpace(text)) {
+	case "exit", "quit", "logout", "q", ":q", "\\q", "учше", "йгше", "дщпщге", "й", "\\й", ":й", "жй":
+		return true
+	}
+	return false
 }
 
 func kindOf(first token) Kind {
