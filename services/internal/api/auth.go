@@ -63,13 +63,14 @@ func From(ctx context.Context) Principal {
 }
 
 // Authenticate is the principal of a request that is not huma's, or a problem
-// to answer with. scope may be empty: any valid key will do.
+// to answer with; then the principal only names the refused key, if it is
+// known. scope may be empty: any valid key will do.
 func (s *Server) Authenticate(r *http.Request, scope string) (Principal, *Problem) {
 	p, ok := r.Context().Value(principalKey).(Principal)
 	if !ok {
 		var problem *Problem
 		if p, problem = s.identify(r); problem != nil {
-			return Principal{}, problem
+			return p, problem
 		}
 	}
 	if !p.Scopes.Covers(scope) {
