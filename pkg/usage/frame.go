@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -18,6 +19,10 @@ import (
 // ErrFull says that the USAGE stream is full: its consumers are behind, and it
 // refuses rather than forgets. The events are not stored; try again later.
 var ErrFull = errors.New("the usage stream is full")
+
+// HeaderEvents tells how many events a message holds, for those who want to know
+// how much waits without reading it.
+const HeaderEvents = "Latchkey-Events"
 
 // Frame is one message for the USAGE stream. It can be kept (on disk, say) and
 // sent at any time by [Publisher.PublishFrames].
@@ -37,6 +42,7 @@ func (f Frame) message() *nats.Msg {
 	m := &nats.Msg{Subject: f.Subject, Data: f.Data, Header: nats.Header{
 		"Content-Type":        {f.ContentType},
 		jetstream.MsgIDHeader: {f.ID},
+		HeaderEvents:          {strconv.Itoa(f.Events)},
 	}}
 	if f.Mode != "" {
 		m.Header[usage.HeaderMode] = []string{f.Mode}

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"strconv"
 	"sync"
@@ -15,7 +17,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/latchkey-dev/latchkey/services/internal/api"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/run"
 	"github.com/latchkey-dev/latchkey/services/internal/store"
@@ -35,6 +39,8 @@ type Config struct {
 	Inserters int `env:"COLLECTOR_INSERTERS" envDefault:"4"`
 	// UsageTail is how many bytes of USAGE are kept though everyone has read them.
 	UsageTail uint64 `env:"USAGE_TAIL_BYTES" envDefault:"536870912"`
+	// Addr serves /metrics and health where the collector runs alone; empty serves nothing.
+	Addr string `env:"COLLECTOR_ADDR"`
 	// Migrate brings the schema up to date before anything is stored.
 	Migrate bool `env:"COLLECTOR_MIGRATE" envDefault:"true"`
 }
@@ -65,7 +71,9 @@ type Service struct {
 	owner    string
 	// stream names USAGE and its incarnation: sequences begin anew when a stream
 	// is made anew, and must not be taken for the old ones.
-	stream string
+	stream   string
+	listener net.Listener
+	registry *prometheus.Registry
 }
 
 // New makes a collector. ClickHouse may be away, JetStream may not.
@@ -105,7 +113,44 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 	for range cap(c.large) {
 		c.large <- newRows()
 	}
+	if cfg.Addr != "" {
+		c.registry = deps.Metrics
+		if c.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Addr); err != nil {
+			return nil, fmt.Errorf("listen for metrics: %w", err)
+		}
+	}
 	return c, nil
+}
+
+// Addr is where metrics and health are served, nil if nowhere.
+func (c *Service) Addr() net.Addr {
+	if c.listener == nil {
+		return nil
+	}
+	return c.listener.Addr()
+}
+
+// serve answers /metrics and health where an address is configured. The
+// collector is ready without ClickHouse: it waits for it, and loses nothing.
+func (c *Service) serve(ctx context.Context) {
+	if c.listener == nil {
+		return
+	}
+	mux, health := http.NewServeMux(), new(api.Health)
+	health.Add("nats", func(context.Context) error {
+		if status := c.nc.Status(); status != nats.CONNECTED {
+			return fmt.Errorf("connection is %s", status)
+		}
+		return nil
+	})
+	health.AddOptional("clickhouse", c.store.Ping)
+	api.Operate(mux, health, c.registry)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(c.listener); !errors.Is(err, http.ErrServerClosed) {
+		c.log.Error("serve metrics", "error", err)
+	}
 }
 
 // owner tells people which process it is.
@@ -123,21 +168,21 @@ func owner() string {
 func (c *Service) Run(ctx context.Context) error {
 	defer c.store.Close()
 	defer c.pool.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() { c.serve(ctx) })
+	defer wg.Wait()
 	if err := c.migrate(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
-	var wg sync.WaitGroup
 	for _, s := range c.sinks() {
 		wg.Go(func() { s.run(ctx) })
 	}
 	wg.Go(func() { c.trim(ctx) })
 	opts := bus.Options{Log: c.log, Owned: c.metrics.owns}
-	err := bus.Partitions(ctx, c.js, bus.Collector, opts, c.own)
-	wg.Wait()
-	return err
+	return bus.Partitions(ctx, c.js, bus.Collector, opts, c.own)
 }
 
 // migrate waits for ClickHouse for as long as it takes.

@@ -55,6 +55,11 @@ func newRootCmd() *cobra.Command {
 	root.AddCommand(
 		newUpCmd(),
 		newBenchCmd(),
+		newCollectorCmd(),
+		newDeadCmd(),
+		newMigrateCmd(),
+		newQueryCmd(),
+		newStatusCmd(),
 		newConsoleCmd(),
 		newEdgeCmd(),
 		newBacktestCmd(),
