@@ -215,7 +215,7 @@ func TestAuth(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		headerKeyID: "key_1", headerOrgID: "org_acme", headerKeyName: "B%C3%BCcher%0D%0AX-Evil: 1", headerEnvironment: "live",
-		headerScopes: "orders:write", headerRoute: "/v1/orders/{id}", headerClientIP: "203.0.113.7", headerDecision: "allow", headerDenyReason: "",
+		headerScopes: "orders:write", headerRoute: "/v1/orders/{id}", headerClientIP: "203.0.113.7", headerDenyReason: "",
 	} {
 		if got, ok := res.Header[name]; !ok || got[0] != want {
 			t.Errorf("%s: %q, want %q", name, got, want)

@@ -174,6 +174,9 @@ func cleanPath(target string) (string, error) {
 	if i := strings.IndexAny(target, "?#"); i >= 0 {
 		target = target[:i]
 	}
+	if isPlain(target) {
+		return target, nil
+	}
 	if !strings.HasPrefix(target, "/") {
 		// The absolute form, "http://host/path", and "*" of OPTIONS.
 		u, err := url.Parse(target)
@@ -207,6 +210,22 @@ func cleanPath(target string) (string, error) {
 		}
 	}
 	return decoded, nil
+}
+
+// isPlain reports whether a path reads the same for everybody, which most do.
+func isPlain(target string) bool {
+	if target == "" || target[0] != '/' {
+		return false
+	}
+	for i := range len(target) {
+		switch c := target[i]; {
+		case c == '%', c == '\\', c < ' ', c == 0x7f:
+			return false
+		case c == '/' && i+1 < len(target) && (target[i+1] == '/' || target[i+1] == '.'):
+			return false
+		}
+	}
+	return true
 }
 
 // isDots finds "." and "..", also with the path parameters ("..;x") that some

@@ -61,7 +61,7 @@ func TestTraefikSample(t *testing.T) {
 	for _, h := range file.HTTP.Middlewares["latchkey"].ForwardAuth.AuthResponseHeaders {
 		named[h] = true
 	}
-	for _, f := range (identity{{name: headerKeyID}, {name: headerOrgID}, {name: headerKeyName}, {name: headerEnvironment}, {name: headerScopes}, {name: headerRoute}, {name: headerClientIP}, {name: headerDecision}, {name: headerDenyReason}}) {
+	for _, f := range (identity{{name: headerKeyID}, {name: headerOrgID}, {name: headerKeyName}, {name: headerEnvironment}, {name: headerScopes}, {name: headerRoute}, {name: headerClientIP}, {name: headerDenyReason}}) {
 		if !named[f.name] {
 			t.Errorf("%s is not replaced", f.name)
 		}

@@ -4,7 +4,7 @@
 
 local identity = {
     "x-latchkey-key-id", "x-latchkey-org-id", "x-latchkey-key-name", "x-latchkey-environment", "x-latchkey-scopes",
-    "x-latchkey-route", "x-latchkey-client-ip", "x-latchkey-decision", "x-latchkey-deny-reason",
+    "x-latchkey-route", "x-latchkey-client-ip", "x-latchkey-deny-reason",
 }
 
 -- The headers with which a client could speak for the gateway.
