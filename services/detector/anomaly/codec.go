@@ -95,7 +95,7 @@ func (s *state) check() error {
 	if math.IsNaN(sums) || math.IsInf(sums, 0) {
 		return errors.New("not a number")
 	}
-	if s.Turned >= routeSlots || s.RecentAt >= recentEvents || s.PastAt >= pastEpisodes {
+	if s.Turned >= routeSlots || s.Stirred>>routeSlots != 0 || s.RecentAt >= recentEvents || s.PastAt >= pastEpisodes {
 		return errors.New("index out of range")
 	}
 	return nil

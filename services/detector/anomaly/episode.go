@@ -73,17 +73,18 @@ type episode struct {
 // decide combines the scores of the last hour and opens or grows an episode.
 func (e *Engine) decide(p *profile, ev *usage.Event, j *judgement, history bool) []alert.Alert {
 	var now [triggerCount]float64
+	at, span := seconds(j.now), uint32(combine/time.Second)
 	for t := range triggerCount {
 		if j.scores[t] >= noticed {
-			if j.now-p.WeakAt[t] > int64(combine) || float32(j.scores[t]) > p.Weak[t] {
+			if at-p.WeakAt[t] > span || float32(j.scores[t]) > p.Weak[t] {
 				p.Weak[t] = float32(j.scores[t])
 			}
-			p.WeakAt[t] = j.now
+			p.WeakAt[t] = at
 		}
-		if p.Weak[t] > 0 && j.now-p.WeakAt[t] <= int64(combine) && j.now >= p.WeakAt[t] {
+		if p.Weak[t] > 0 && at-p.WeakAt[t] <= span && at >= p.WeakAt[t] {
 			now[t] = float64(p.Weak[t])
 		}
-		if j.now < p.Muted[t] {
+		if at < p.Muted[t] {
 			now[t] = min(now[t], now[t]-alarm)
 		}
 	}
@@ -103,6 +104,11 @@ func (e *Engine) decide(p *profile, ev *usage.Event, j *judgement, history bool)
 		return []alert.Alert{copyAlert(open.Alert)}
 	}
 	return nil
+}
+
+// seconds is Unix nanoseconds as Unix seconds, from 1970 to 2106.
+func seconds(nanos int64) uint32 {
+	return uint32(min(max(nanos/int64(time.Second), 0), math.MaxUint32))
 }
 
 // combined adds up scores: the strongest whole, the others by what they exceed
@@ -303,7 +309,7 @@ func (e *Engine) Verdict(keyID, alertID, verdict string, at time.Time) {
 		}
 		for t := range triggerCount {
 			if past.Triggers>>t&1 == 1 {
-				p.Muted[t] = max(p.Muted[t], at.Add(d).UnixNano())
+				p.Muted[t] = max(p.Muted[t], seconds(at.Add(d).UnixNano()))
 			}
 		}
 	case Compromised:
@@ -328,7 +334,7 @@ func (p *profile) unlearn(past pastEpisode) {
 	if past.Triggers>>triggerMix&1 == 1 {
 		p.Routes[p.Turned] = route{}
 	}
-	p.Muted = [triggerCount]int64{}
+	p.Muted = [triggerCount]uint32{}
 }
 
 func weightOf(set []slot, key uint64) float32 {

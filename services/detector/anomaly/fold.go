@@ -7,8 +7,9 @@ import (
 // folded is a request's method and route with the identifiers in the path
 // replaced, and its area: the method's kind and the head of the path.
 type folded struct {
-	hash, areaHash uint64
-	name           string
+	areaHash uint64
+	hash     uint32
+	name     string
 }
 
 type foldKey struct{ method, route string }
@@ -30,7 +31,7 @@ func (e *Engine) fold(method, path string) folded {
 	if method != "" {
 		f.name = method + " " + name
 	}
-	f.hash = hashString(f.name, 1)
+	f.hash = uint32(hashString(f.name, 1)>>32) | 1
 	if len(e.folds) >= foldCache {
 		clear(e.folds)
 	}

@@ -16,6 +16,13 @@ import (
 // autonomous system, or /16 and /32 where none is known) and country (or the
 // registry's region where none is known).
 type networkState struct {
+	// LastPrefix and LastVisit (hour) are the latest visit; Strange is the latest
+	// prefix that was news, for the words of an alert.
+	LastPrefix, LastOperator, LastCountry uint64
+	// WideDay is the day of the latest trial of operator and country.
+	WideDay   uint32
+	LastVisit int64
+	Strange   place
 	Prefixes  [prefixSlots]slot
 	Coarse    [coarseSlots]slot
 	Operators [opSlots]slot
@@ -25,13 +32,6 @@ type networkState struct {
 	NewPrefix, NewCoarse, NewOperator, NewCountry novelty
 	// Hosted and Housed count the visits from hosting and from other networks.
 	Hosted, Housed float32
-	// LastPrefix and LastVisit (hour) are the latest visit; Strange is the latest
-	// prefix that was news, for the words of an alert.
-	LastPrefix, LastOperator, LastCountry uint64
-	// WideDay is the day of the latest trial of operator and country.
-	WideDay   uint32
-	LastVisit int64
-	Strange   place
 }
 
 // place is an address as the levels see it.

@@ -3,6 +3,7 @@ package anomaly
 import (
 	"fmt"
 	"math"
+	"math/bits"
 	"strings"
 	"time"
 	"unique"
@@ -13,6 +14,14 @@ import (
 // routeState is what a key does: the shares of its routes (method and folded
 // path), and the evidence that one of them is taking over.
 type routeState struct {
+	// InHour is the number of requests counted in Routes.Count; Fresh is 1 if the hour
+	// brought a new route, 2 a new area, 3 both.
+	InHour uint32
+	Fresh  uint32
+	// Stirred marks the routes with evidence, by a bit a slot.
+	Stirred uint32
+	// Turned is the slot of the latest alarm, for its words.
+	Turned uint32
 	Routes [routeSlots]route
 	// Areas are the folded paths' heads ("GET /v1/users"), coarser than routes.
 	Areas [areaSlots]slot
@@ -20,28 +29,21 @@ type routeState struct {
 	NewRoute, NewArea novelty
 	// MixHours is the number of hours of use that the shares were learned from.
 	MixHours float32
-	// InHour is the number of requests counted in Routes.Count; Fresh is 1 if the hour
-	// brought a new route, 2 a new area, 3 both.
-	InHour uint32
-	Fresh  uint32
-	// Turned is the slot of the latest alarm, for its words.
-	Turned uint32
 	// MixTail are the daily maxima of the evidence.
 	MixTail tail
 }
 
 // route is one route of a key.
 type route struct {
-	Hash uint64
+	Hash uint32
 	// Share is the mean over hours of use of the route's part of the requests.
 	Share float32
 	// Evidence is Page's sum in nats; Count the requests in the current hour.
 	Evidence float32
 	Count    uint32
-	Day      uint32
-	// Seen counts the requests, up to 65,535; Strange is 1 for a route that came after
-	// the learning time, 2 where its area was new too.
-	Seen    uint16
+	Day      uint16
+	// Strange is 1 for a route that came after the learning time, 2 where its area
+	// was new too.
 	Strange uint16
 }
 
@@ -70,10 +72,7 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 	r := &p.Routes[at]
 	r.Count++
 	p.InHour++
-	r.Day = uint32(p.Hour / 24)
-	if r.Seen < math.MaxUint16 {
-		r.Seen++
-	}
+	r.Day = uint16(p.Hour / 24)
 	p.otherEvidence(at)
 	if float64(r.Share) >= mixCommon || p.MixHours < 3 {
 		return
@@ -83,6 +82,7 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 		step *= 0.75 // its area is known
 	}
 	r.Evidence = float32(min(float64(r.Evidence)+step, 1e3))
+	p.Stirred |= 1 << at
 	if p.ageDays(j.now) < mixLearning {
 		p.MixTail.see(float64(r.Evidence) / 2)
 		return
@@ -127,7 +127,7 @@ func (p *profile) routeShare(r *route) float64 {
 	return prob
 }
 
-func (p *profile) findRoute(hash uint64) int {
+func (p *profile) findRoute(hash uint32) int {
 	for i := range p.Routes {
 		if p.Routes[i].Hash == hash {
 			return i
@@ -163,20 +163,21 @@ func (p *profile) addRoute(f folded) int {
 	if p.MixHours < 3 || p.Newest-p.First < int64(mixLearning*24*time.Hour) {
 		strange = 0
 	}
-	p.Routes[at] = route{Hash: f.hash, Share: float32(share * 0.2), Day: day, Strange: strange}
+	p.Routes[at] = route{Hash: f.hash, Share: float32(share * 0.2), Day: uint16(day), Strange: strange}
 	p.names[at] = unique.Make(f.name)
 	return at
 }
 
 // otherEvidence takes from every other route's evidence what a request elsewhere says.
 func (p *profile) otherEvidence(but int) {
-	for i := range p.Routes {
+	for left := p.Stirred &^ (1 << but); left != 0; left &= left - 1 {
+		i := bits.TrailingZeros32(left)
 		r := &p.Routes[i]
-		if r.Evidence <= 0 || i == but {
-			continue
-		}
 		_, step := p.mixSteps(r)
-		r.Evidence = float32(max(0, float64(r.Evidence)-step))
+		if r.Evidence -= float32(step); r.Evidence <= 0 {
+			r.Evidence = 0
+			p.Stirred &^= 1 << i
+		}
 	}
 }
 

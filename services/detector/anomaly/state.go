@@ -7,8 +7,8 @@ const (
 	countrySlots = 8
 	routeSlots   = 20
 	areaSlots    = 12
-	recentEvents = 32
-	pastEpisodes = 4
+	recentEvents = 16
+	pastEpisodes = 2
 )
 
 // state is the part of a baseline that has a fixed size; it is encoded as it
@@ -20,23 +20,26 @@ type state struct {
 	First, Newest, Previous, Leap int64
 	Events                        uint64
 
-	volumeState
-	networkState
-	routeState
-	dormantState
-	denyState
-
 	// Recent are hashes of the ids and times of the latest events.
 	Recent   [recentEvents]uint32
 	RecentAt uint32
+
+	// What every event touches comes first, so that it lies in few cache lines.
+	volumeState
+	dormantState
+	routeState
+	networkState
+	volumeProfile
+	denyState
+
 	// Past are the latest episodes, for verdicts.
 	Past   [pastEpisodes]pastEpisode
 	PastAt uint32
-	// Muted holds, per trigger, until when (Unix nanoseconds) a verdict quiets it.
-	Muted [triggerCount]int64
-	// Weak is each trigger's latest score worth remembering, and when it was.
+	// Muted holds, per trigger, until when (Unix seconds) a verdict quiets it.
+	Muted [triggerCount]uint32
+	// Weak is each trigger's latest score worth remembering, and when it was (Unix seconds).
 	Weak   [triggerCount]float32
-	WeakAt [triggerCount]int64
+	WeakAt [triggerCount]uint32
 }
 
 type pastEpisode struct {

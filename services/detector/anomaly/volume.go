@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// volumeState is how much a key is used, by hour of the week.
+// volumeState is what of a key's volume every event touches.
 type volumeState struct {
 	// Hour is the current hour (Unix time / 3600), Count the requests in it so far;
 	// Bin and BinCount the same in slots of ten minutes.
@@ -17,9 +17,25 @@ type volumeState struct {
 	// Starts are the hour's requests that came a minute or more after the one before,
 	// Grain the usual part of such among all in quiet hours: where requests come in
 	// batches, batches are what is random.
-	Starts      uint32
+	Starts uint32
+	Grain  float32
+	// CountAlarm, BinAlarm and StartsAlarm are the counts at which they become an alarm.
+	CountAlarm  uint32
+	BinAlarm    uint32
 	StartsAlarm uint32
-	Grain       float32
+	// Alarmed is 1 once this hour's volume was an alarm.
+	Alarmed uint32
+	// Lambda is what the current hour is expected to hold. Need is the evidence that an
+	// alarm takes in it, 0 while there is none; Floor the count below which nothing is one.
+	Lambda, Need, Floor float32
+	// Late counts the events that came after their hour.
+	Late uint32
+	// BinTail are the daily maxima of a ten-minute count.
+	BinTail tail
+}
+
+// volumeProfile is how much a key is used, by hour of the week.
+type volumeProfile struct {
 	// Week are the mean requests of the 168 hours of the week (Monday 00:00 UTC
 	// first), coded by packCount; Day those of the 24 hours of the day; Level of any hour.
 	Week  [168]uint16
@@ -36,20 +52,10 @@ type volumeState struct {
 	Batch, Spread float32
 	// Excess is the evidence of a higher rate carried over from earlier hours.
 	Excess float32
-	// Lambda is what the current hour is expected to hold; CountAlarm and BinAlarm
-	// are the counts at which it becomes an alarm.
-	Lambda     float32
-	CountAlarm uint32
-	BinAlarm   uint32
 	// Burst is the largest count of an hour that its slot did not lead to expect.
 	Burst float32
-	// Alarmed is 1 once this hour's volume was an alarm.
-	Alarmed uint32
-	// Late counts the events that came after their hour.
-	Late uint32
-	// ExcessTail, HourTail and BinTail are the daily maxima of the evidence, of an
-	// hour's count and of a ten-minute count.
-	ExcessTail, HourTail, BinTail tail
+	// ExcessTail and HourTail are the daily maxima of the evidence and of an hour's count.
+	ExcessTail, HourTail tail
 }
 
 const (
@@ -126,14 +132,19 @@ func (p *profile) advance(now int64) {
 		p.Count, p.Starts = 0, 0
 	}
 	p.closeRoutes()
-	p.Bin = 0 // plan anew
+	p.Bin = now / int64(10*time.Minute)
+	p.BinCount = 0
+	p.plan()
 }
 
 // closeHour learns the finished hour.
 func (p *profile) closeHour() {
 	c, h := float64(p.Count), p.Hour
 	raw := p.expected(h)
-	lambda := p.slotRate(h)
+	lambda := float64(p.Lambda)
+	if p.Count == 0 {
+		lambda = p.slotRate(h) // plan was not asked about an hour without requests
+	}
 	if p.Hours > 168 {
 		p.learnSpread(c, lambda)
 	}
@@ -151,7 +162,7 @@ func (p *profile) closeHour() {
 	}
 	w := weekHour(h)
 	p.Hours++
-	weeks, days, hours := min(float64(p.Hours)/168+1, 5), min(float64(p.Hours)/24+1, 14), min(float64(p.Hours), 168)
+	weeks, days, hours := min(math.Floor(float64(p.Hours-1)/168)+1, 5), min(math.Floor(float64(p.Hours-1)/24)+1, 14), min(float64(p.Hours), 168)
 	cell := unpackCount(p.Week[w])
 	p.Week[w] = packCount(cell + (c-cell)/weeks)
 	p.Day[w%24] += float32((c - float64(p.Day[w%24])) / days)
@@ -220,11 +231,10 @@ func (p *profile) evidenceAlone(c, lambda float64) float64 {
 	return (c*logRise - (riseRatio-1)*lambda) / p.inflation(lambda)
 }
 
-// plan computes, for the ten minutes that begin, the counts at which they or the
-// hour so far are an alarm.
+// plan computes what the hour that begins may hold.
 func (p *profile) plan() {
 	lambda := p.slotRate(p.Hour)
-	p.Lambda = float32(lambda)
+	p.Lambda, p.Need = float32(lambda), 0
 	p.CountAlarm, p.BinAlarm, p.StartsAlarm = math.MaxUint32, math.MaxUint32, math.MaxUint32
 	age := p.Newest - p.First
 	if age < int64(volumeLearning)/4 || p.Hours < volumeSettled {
@@ -242,23 +252,33 @@ func (p *profile) plan() {
 	if young > 1 {
 		burst = max(burst, young*most, 500)
 	}
-	so := 1.0 // part of the hour's expectation that can have come by the end of these ten minutes
-	if float64(p.BinTail.Top[0]) < 0.5*most {
-		so = min(1, float64(p.Bin%6+2)/6)
-	}
-	need := max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1)) * min(young, 4)
-	room := need - float64(p.Excess)
-	c := (room*p.inflation(lambda*so+0.2) + (riseRatio-1)*(lambda*so+0.2)) / logRise
-	p.CountAlarm = countOf(max(c, 6, 3*lambda*so, burst))
-	if lambda < 20 {
-		c = (room*1.1 + (riseRatio-1)*(lambda*so*float64(p.Grain)+0.25)) / logRise
-		p.StartsAlarm = countOf(max(c, 5, 3*lambda*so*float64(p.Grain)))
-		if float64(p.StartsAlarm) < burst*float64(p.Grain) {
-			p.StartsAlarm = math.MaxUint32
-		}
-	}
+	p.Floor = float32(burst)
+	p.Need = float32(max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1), 1) * min(young, 4))
 	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6, burst)
 	p.BinAlarm = countOf(bin)
+	p.planSoFar()
+}
+
+// planSoFar computes, for the ten minutes that begin, at which count the hour so
+// far is an alarm. Where a key spreads its requests over the hour, only the part
+// that can have come by then is expected.
+func (p *profile) planSoFar() {
+	if p.Need == 0 {
+		return
+	}
+	lambda, burst := float64(p.Lambda), float64(p.Floor)
+	if p.BinTail.Top[0] < 0.5*p.HourTail.Top[0] {
+		lambda *= min(1, float64(p.Bin%6+2)/6)
+	}
+	room := float64(p.Need) - float64(p.Excess)
+	c := (room*p.inflation(lambda+0.2) + (riseRatio-1)*(lambda+0.2)) / logRise
+	p.CountAlarm = countOf(max(c, 6, 3*lambda, burst))
+	p.StartsAlarm = math.MaxUint32
+	grain := float64(p.Grain)
+	c = max(5, (room*1.1+(riseRatio-1)*(lambda*grain+0.25))/logRise, 3*lambda*grain)
+	if p.Lambda < 20 && c >= burst*grain {
+		p.StartsAlarm = countOf(c)
+	}
 }
 
 func countOf(x float64) uint32 { return uint32(min(math.Ceil(x), math.MaxUint32-1)) }
@@ -269,7 +289,7 @@ func (e *Engine) judgeVolume(p *profile, now int64, j *judgement) {
 	if bin := now / int64(10*time.Minute); bin != p.Bin {
 		p.Bin, p.BinCount = bin, 0
 		if p.Alarmed == 0 {
-			p.plan()
+			p.planSoFar()
 		}
 	}
 	p.Count++
