@@ -23,7 +23,7 @@ var triggers = []string{
 	alert.NewIPRange, alert.VolumeSpike, alert.EndpointMix, alert.DormantKey, alert.KeyGuessing, alert.RevokedKey, alert.ScopeProbing,
 }
 
-func newMetrics(registry prometheus.Registerer) *metrics {
+func newMetrics(registry *prometheus.Registry) *metrics {
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "latchkey_detector_events_total", Help: "Events learned from, by mode: live or history.",

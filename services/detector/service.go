@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/latchkey-dev/latchkey/schemas/key"
 	"github.com/latchkey-dev/latchkey/services/detector/anomaly"
+	"github.com/latchkey-dev/latchkey/services/internal/api"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/geo"
 	"github.com/latchkey-dev/latchkey/services/internal/run"
@@ -36,6 +39,9 @@ type Config struct {
 	SnapshotInterval time.Duration `env:"DETECTOR_SNAPSHOT_INTERVAL" envDefault:"2s"`
 	// BaselineInterval is the least time between two rows of one key for analysts.
 	BaselineInterval time.Duration `env:"DETECTOR_BASELINE_INTERVAL" envDefault:"30s"`
+
+	// Addr serves /metrics, /-/healthy and /-/ready; empty for none.
+	Addr string `env:"DETECTOR_ADDR"`
 
 	geo.Config
 }
@@ -70,6 +76,10 @@ type Service struct {
 	// workers own the partitions that this process has at the moment.
 	workers map[int]*worker
 	ready   atomic.Bool
+
+	health   api.Health
+	listener net.Listener
+	server   *http.Server
 }
 
 // New prepares the streams and opens the geo data; it competes for nothing yet.
@@ -96,10 +106,14 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{
+	s := &Service{
 		cfg: cfg, log: deps.Log, js: js, writes: writes, states: states, locator: locator, metrics: newMetrics(deps.Metrics),
 		verdicts: map[string]verdict{}, workers: map[int]*worker{},
-	}, nil
+	}
+	if err := s.listen(ctx, cfg.Addr, deps.Metrics); err != nil {
+		return nil, errors.Join(err, locator.Close())
+	}
+	return s, nil
 }
 
 // Ready reports why the service should not be counted on yet: it is ready once it
@@ -114,6 +128,7 @@ func (s *Service) Ready(context.Context) error {
 // Run owns partitions until ctx is done, writes down what it knows and gives them back.
 func (s *Service) Run(ctx context.Context) error {
 	defer func() { _ = s.locator.Close() }()
+	defer s.serve()()
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	if err := s.watchKeys(watching); err != nil {
@@ -123,7 +138,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	s.ready.Store(true)
-	defer s.ready.Store(false)
+	context.AfterFunc(ctx, s.health.Drain)
 	return bus.Partitions(ctx, s.js, bus.Detector, bus.Options{Log: s.log}, s.own)
 }
 

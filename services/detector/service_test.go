@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -660,4 +662,38 @@ func FuzzDecodeProfile(f *testing.F) {
 			t.Fatalf("%+v became %+v: %v", p, again, err)
 		}
 	})
+}
+
+func TestHealthAndMetrics(t *testing.T) {
+	t.Parallel()
+	nc, _ := natstest.Bus(t, layout)
+	cfg := testConfig(t)
+	cfg.Addr = "127.0.0.1:0"
+	s, err := New(t.Context(), cfg, run.Deps{NATS: nc, Log: slog.New(slog.DiscardHandler), Metrics: run.NewRegistry(), Bus: layout})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	get := func(path string) (int, string) {
+		res, err := http.Get("http://" + s.Addr() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = res.Body.Close() }()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(body)
+	}
+	eventually(t, "the detector is ready", func() bool { code, _ := get("/-/ready"); return code == http.StatusOK })
+	if code, body := get("/metrics"); code != http.StatusOK || !strings.Contains(body, `latchkey_detector_events_total{mode="live"} 0`) {
+		t.Errorf("%d %s", code, body)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }

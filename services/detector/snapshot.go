@@ -367,7 +367,7 @@ func (w *worker) restore(ctx context.Context) (uint64, error) {
 			return 0, err
 		}
 	}
-	w.log.Info("partition restored", "keys", len(w.entries), "sequence", w.saved, "journal", len(fresh))
+	w.log.Debug("partition restored", "keys", len(w.entries), "sequence", w.saved, "journal", len(fresh))
 	return w.saved + 1, nil
 }
 
