@@ -44,7 +44,7 @@ type Config struct {
 	MemoryMaxBytes int64 `env:"EDGE_MEMORY_MAX_BYTES" envDefault:"67108864"`
 	// FlushInterval is how long an event waits in memory before it is written
 	// down and published: what a killed process can lose.
-	FlushInterval time.Duration `env:"EDGE_FLUSH_INTERVAL" envDefault:"50ms"`
+	FlushInterval time.Duration `env:"EDGE_FLUSH_INTERVAL" envDefault:"100ms"`
 	// Queue is how many events may wait for the next flush.
 	Queue int `env:"EDGE_QUEUE" envDefault:"65536"`
 
@@ -106,7 +106,7 @@ func (c *Config) read() ([]netip.Prefix, apikey.Hasher, error) {
 func DefaultConfig() Config {
 	return Config{
 		Addr: "127.0.0.1:8081", GRPCAddr: "127.0.0.1:8082", Realm: "latchkey", PolicyCheck: time.Second,
-		SpoolMaxBytes: 1 << 30, MemoryMaxBytes: 64 << 20, FlushInterval: 50 * time.Millisecond, Queue: 65536,
+		SpoolMaxBytes: 1 << 30, MemoryMaxBytes: 64 << 20, FlushInterval: 100 * time.Millisecond, Queue: 65536,
 		MaxBody: 64 << 20, MaxBodies: 256 << 20, DenialsPerSecond: 5, DenialsBurst: 200, DenialsTotal: 1000, PlainHashes: true,
 	}
 }
