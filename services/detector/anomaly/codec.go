@@ -28,7 +28,6 @@ func (e *Engine) Encode(keyID string) []byte {
 	if err != nil {
 		panic(err) // the struct has a field without a fixed size: no input can cause it
 	}
-	b = binary.LittleEndian.AppendUint64(b, math.Float64bits(p.strict))
 	b = appendString(b, p.org.Value())
 	b = appendString(b, p.parent)
 	for i := range p.Routes {
@@ -49,7 +48,7 @@ func (e *Engine) Encode(keyID string) []byte {
 // On an error the key stays as it was.
 func (e *Engine) Decode(keyID string, data []byte) error {
 	p := &profile{}
-	if len(data) < 1+stateSize+8 || data[0] != codecVersion {
+	if len(data) < 1+stateSize || data[0] != codecVersion {
 		return errors.New("decode baseline: not a baseline of this version")
 	}
 	data = data[1:]
@@ -57,11 +56,10 @@ func (e *Engine) Decode(keyID string, data []byte) error {
 		return fmt.Errorf("decode baseline: %w", err)
 	}
 	data = data[stateSize:]
-	p.strict = math.Float64frombits(binary.LittleEndian.Uint64(data))
-	if err := p.state.check(); err != nil || math.IsNaN(p.strict) || math.IsInf(p.strict, 0) {
-		return errors.Join(errors.New("decode baseline: a value is out of range"), err)
+	if err := p.state.check(); err != nil {
+		return fmt.Errorf("decode baseline: %w", err)
 	}
-	d := decoder{data: data[8:]}
+	d := decoder{data: data}
 	p.org = unique.Make(d.string())
 	p.parent = d.string()
 	for i := range p.Routes {
@@ -78,6 +76,7 @@ func (e *Engine) Decode(keyID string, data []byte) error {
 	if d.bad || len(d.data) != 0 {
 		return errors.New("decode baseline: cut short or followed by more")
 	}
+	p.strict = strictness(e.opts, p.org.Value(), keyID)
 	e.keys[keyID] = p
 	return nil
 }

@@ -30,8 +30,8 @@ const DefaultBudget = 1.0 / 12
 type Options struct {
 	// Budget is the accepted number of false alerts per key and month; 0 is [DefaultBudget].
 	Budget float64
-	// BudgetOf is the budget of one key where it differs, 0 where it does not;
-	// it must not change between two events of a key. May be nil.
+	// BudgetOf is the budget of one key where it differs, 0 where it does not. It is
+	// asked when a key is first seen and when it is decoded. May be nil.
 	BudgetOf func(orgID, keyID string) float64
 	// Locate tells the country and operator of an address. It may be nil, and it
 	// must be a pure function: its answers are cached.
@@ -46,7 +46,6 @@ type Engine struct {
 	sources *sources
 	folds   map[foldKey]folded
 	places  map[uint64]place
-	out     []alert.Alert // reused between calls only while empty
 }
 
 // New returns an engine that knows no key.
@@ -126,20 +125,21 @@ func (e *Engine) create(orgID, keyID string, at time.Time) *profile {
 	p.First, p.Newest, p.Previous = now, now, now
 	p.Hour = hourOf(now)
 	p.initVolume()
-	p.budget(e.opts, orgID, keyID)
+	p.strict = strictness(e.opts, orgID, keyID)
+	p.plan()
 	e.keys[keyID] = p
 	return p
 }
 
-func (p *profile) budget(opts Options, orgID, keyID string) {
+// strictness is how much stricter a key is judged than at the default budget, in nats.
+func strictness(opts Options, orgID, keyID string) float64 {
 	b := opts.Budget
 	if opts.BudgetOf != nil {
 		if own := opts.BudgetOf(orgID, keyID); own > 0 {
 			b = own
 		}
 	}
-	p.strict = math.Log(DefaultBudget / b)
-	p.plan()
+	return math.Log(DefaultBudget / b)
 }
 
 // Keys is the number of keys known.
