@@ -17,7 +17,7 @@ import (
 type printer struct{}
 
 func (printer) Enqueue(e *usage.Event) bool {
-	fmt.Println("event:", e.KeyID, e.Method, e.Route, e.Status, e.Decision, e.DenyReason)
+	fmt.Printf("event: %s %s %s %d %s %q\n", e.KeyID, e.Method, e.Route, e.Status, e.Decision, e.DenyReason)
 	return true
 }
 
@@ -56,13 +56,13 @@ func ExampleEdge_RequireScope() {
 		r.Header.Set("Authorization", "Bearer "+secret)
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, r)
-		fmt.Println(w.Code, w.Header().Get("WWW-Authenticate"))
+		fmt.Printf("answer: %d, challenge %q\n", w.Code, w.Header().Get("WWW-Authenticate"))
 	}
 	// Output:
-	// event: key_1 POST /v1/orders/{id} 200 allow
-	// 200
-	// event: key_1 DELETE /v1/orders/{id} 403 deny insufficient_scope
-	// 403 Bearer realm="latchkey", error="insufficient_scope", scope="orders:delete"
+	// event: key_1 POST /v1/orders/{id} 200 allow ""
+	// answer: 200, challenge ""
+	// event: key_1 DELETE /v1/orders/{id} 403 deny "insufficient_scope"
+	// answer: 403, challenge "Bearer realm=\"latchkey\", error=\"insufficient_scope\", scope=\"orders:delete\""
 }
 
 func ExampleEdge_Decide() {
