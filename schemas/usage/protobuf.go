@@ -105,10 +105,7 @@ func (d *Decoder) message(b []byte) (err error) {
 			d.ev.Time = t
 			err = join(err, terr)
 		case field != fieldTime && kind == wireBytes && !isNumber(field):
-			if !utf8.Valid(data) {
-				data = []byte(strings.ToValidUTF8(string(data), "\uFFFD"))
-			}
-			err = join(err, d.setText(field, data))
+			err = join(err, d.setText(field, validUTF8(data)))
 		case kind == wireVarint && isNumber(field):
 			err = join(err, d.setNumber(field, n))
 		default:
@@ -116,6 +113,14 @@ func (d *Decoder) message(b []byte) (err error) {
 		}
 	}
 	return err
+}
+
+// validUTF8 puts U+FFFD in the place of what is no UTF-8, as encoding/json does.
+func validUTF8(b []byte) []byte {
+	if utf8.Valid(b) {
+		return b
+	}
+	return []byte(strings.ToValidUTF8(string(b), "\uFFFD"))
 }
 
 // timestamp reads a google.protobuf.Timestamp.

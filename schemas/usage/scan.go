@@ -349,6 +349,9 @@ func (s *scanner) whole() (uint64, bool) {
 	return n, true
 }
 
+// maxStatus is the largest number of three digits.
+const maxStatus = 999
+
 func isNumber(field int) bool {
 	switch field {
 	case fieldStatus, fieldLatencyUS, fieldRequestBytes, fieldResponseBytes:
@@ -360,7 +363,7 @@ func isNumber(field int) bool {
 func (d *Decoder) setNumber(field int, n uint64) error {
 	switch field {
 	case fieldStatus:
-		if n > 999 {
+		if n > maxStatus {
 			return fmt.Errorf("status %d is no HTTP status", n)
 		}
 		d.ev.Status = uint16(n)

@@ -91,9 +91,11 @@ type UsageColumns struct {
 	Count   uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	// Nanoseconds since 1970 of the first event, then the difference to the one before.
 	Time []int64 `protobuf:"zigzag64,3,rep,packed,name=time,proto3" json:"time,omitempty"`
-	// The ids, in one of three forms. If id_base is set (16 bytes), event i has the
-	// UUID that is id_base plus i as a number of 128 bits. If uuid is set, it has
-	// 16 bytes an event. Otherwise id has the texts, or is empty if no event has an id.
+	// The ids, in one of three forms. If uuid is set, it has the UUIDs in binary
+	// without the bytes that all begin with, which are in id_base (none to 15).
+	// If only id_base is set (16 bytes), event i has the UUID that is id_base plus
+	// i as a number of 128 bits. Otherwise id has the texts, or is empty if no
+	// event has an id.
 	IdBase []byte   `protobuf:"bytes,4,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"`
 	Uuid   []byte   `protobuf:"bytes,5,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	Id     []string `protobuf:"bytes,6,rep,name=id,proto3" json:"id,omitempty"`
