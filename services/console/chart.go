@@ -6,6 +6,8 @@ import (
 	"math"
 	"strings"
 	"time"
+
+	"github.com/latchkey-dev/latchkey/services/internal/wording"
 )
 
 // Charts are SVG made here: they need no script, follow the page's colours and
@@ -73,7 +75,7 @@ func columns(bins []bin, width time.Duration, marks []mark, label string) templa
 			title = b.Time.UTC().Format("Mon 2 Jan")
 		}
 		fmt.Fprintf(&s, `<g><title>%s: %s requests, %s denied</title><rect class="hit" x="%.2f" y="%g" width="%.2f" height="%g"/>`,
-			title, groupDigits(b.Events), groupDigits(b.Denied), x, head, slot, plot)
+			title, wording.Grouped(b.Events), wording.Grouped(b.Denied), x, head, slot, plot)
 		if b.Events > 0 {
 			bar := max(1, scaled(b.Events, top, plot))
 			fmt.Fprintf(&s, `<rect class="bar" x="%.2f" y="%.2f" width="%.2f" height="%.2f" rx="1.5"/>`, x+slot*.12, head+plot-bar, slot*.76, bar)
@@ -85,8 +87,8 @@ func columns(bins []bin, width time.Duration, marks []mark, label string) templa
 		s.WriteString(`</g>`)
 		if every := labelEvery(len(bins)); i%every == every/2 {
 			layout := "2 Jan"
-			if width < time.Hour {
-				layout = "15:04"
+			if width < 24*time.Hour {
+				layout = "Mon 15:04"
 			}
 			fmt.Fprintf(&s, `<text class="axis" x="%.1f" y="%g" text-anchor="middle">%s</text>`, x+slot/2, h-5, b.Time.UTC().Format(layout))
 		}

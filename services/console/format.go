@@ -8,22 +8,9 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/latchkey-dev/latchkey/schemas/alert"
 	"github.com/latchkey-dev/latchkey/services/internal/country"
+	"github.com/latchkey-dev/latchkey/services/internal/wording"
 )
-
-// groupDigits writes 12345678 as "12 345 678" with narrow blanks.
-func groupDigits(n uint64) string {
-	s := fmt.Sprint(n)
-	var b strings.Builder
-	for i, c := range s {
-		if i > 0 && (len(s)-i)%3 == 0 {
-			b.WriteRune('\u202f')
-		}
-		b.WriteRune(c)
-	}
-	return b.String()
-}
 
 // compact writes 12345 as "12k".
 func compact(v float64) string {
@@ -82,40 +69,6 @@ func shown(s string) string {
 	}, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
-func triggerName(t string) string {
-	switch t {
-	case alert.NewIPRange:
-		return "New network"
-	case alert.VolumeSpike:
-		return "Volume"
-	case alert.EndpointMix:
-		return "Endpoints"
-	case alert.DormantKey:
-		return "Dormant key"
-	case alert.KeyGuessing:
-		return "Key guessing"
-	case alert.RevokedKey:
-		return "Revoked key used"
-	case alert.ScopeProbing:
-		return "Scope probing"
-	}
-	return strings.ReplaceAll(t, "_", " ")
-}
-
-// chance says a p-value as odds.
-func chance(p float64) string {
-	switch {
-	case math.IsNaN(p) || p < 0 || p > 1:
-		return ""
-	case p < 1e-9:
-		return "less than 1 in a billion"
-	case p >= 0.05:
-		return "not rare by itself"
-	}
-	scale := math.Pow(10, math.Max(0, math.Floor(math.Log10(1/p))-1))
-	return "about 1 in " + groupDigits(uint64(math.Round(1/p/scale)*scale))
-}
-
 // change is a type of change in words: "api_key.rotated" is "Key rotated".
 func change(kind string) string {
 	kind = strings.TrimPrefix(kind, "api_")
@@ -124,6 +77,19 @@ func change(kind string) string {
 		return kind
 	}
 	return strings.ToUpper(kind[:1]) + kind[1:]
+}
+
+// grew says how often an episode of that revision grew.
+func grew(revision int) string {
+	switch revision {
+	case 0, 1:
+		return ""
+	case 2:
+		return "grew once"
+	case 3:
+		return "grew twice"
+	}
+	return fmt.Sprintf("grew %d times", revision-1)
 }
 
 // ago shows how long ago something was, the moment itself as its title.
@@ -153,12 +119,12 @@ func functions(now time.Time) template.FuncMap {
 		"when":    func(t time.Time) template.HTML { return moment(t, t.UTC().Format("2 Jan 2006, 15:04:05 UTC")) },
 		"day":     func(t time.Time) template.HTML { return moment(t, t.UTC().Format("2 Jan 2006")) },
 		"span":    span,
-		"num":     groupDigits,
-		"count":   func(n int) string { return groupDigits(uint64(max(n, 0))) },
+		"num":     wording.Grouped,
+		"count":   func(n int) string { return wording.Grouped(uint64(max(n, 0))) },
 		"compact": compact,
 		"shown":   shown,
-		"trigger": triggerName,
-		"chance":  chance,
+		"trigger": wording.Trigger,
+		"rarity":  wording.Rarity,
 		"country": country.Name,
 		"change":  change,
 		"percent": func(v float64) string { return trimZero(math.Round(v*1000)/10) + " %" },
@@ -167,7 +133,6 @@ func functions(now time.Time) template.FuncMap {
 		"stacks":  stacks,
 		"join":    strings.Join,
 		"seconds": func(s float64) string { return span(time.Duration(s * float64(time.Second))) },
-		"lower":   strings.ToLower,
-		"since":   func(t time.Time) time.Duration { return now.Sub(t) },
+		"grew":    grew,
 	}
 }

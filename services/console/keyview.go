@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/latchkey-dev/latchkey/schemas/key"
+	"github.com/latchkey-dev/latchkey/services/internal/wording"
 )
 
 // unusedAfter is the age at which a key that was never used is shown as unused.
@@ -148,7 +149,7 @@ func (k *keyRow) finish(now time.Time, usageKnown bool, dormant time.Duration) {
 		}
 	}
 	add(k.Open == 1, "high", "1 alert", "without a verdict, in the last 30 days")
-	add(k.Open > 1, "high", groupDigits(uint64(max(k.Open, 0)))+" alerts", "without a verdict, in the last 30 days")
+	add(k.Open > 1, "high", wording.Grouped(uint64(max(k.Open, 0)))+" alerts", "without a verdict, in the last 30 days")
 	add(k.State == key.Revoked, "off", "revoked", k.RevokeReason)
 	add(k.State == key.Suspended, "off", "suspended", "refused until it is resumed")
 	add(k.State == "expired", "off", "expired", "")

@@ -21,6 +21,7 @@ import (
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/delivery"
 	"github.com/latchkey-dev/latchkey/services/internal/mailbox"
+	"github.com/latchkey-dev/latchkey/services/internal/wording"
 )
 
 var (
@@ -88,6 +89,8 @@ type layout struct {
 	Token    string
 	// Away tells what is missing while ClickHouse does not answer.
 	Away bool
+	// Live pages refresh themselves where scripts run.
+	Live bool
 }
 
 // render makes a page from the template of that name.
@@ -116,7 +119,7 @@ func (s *Service) execute(w *bytes.Buffer, name string, data any) error {
 
 // framed gives the mailbox's pages the console's surroundings.
 func (s *Service) framed(w http.ResponseWriter, r *http.Request, title string, body template.HTML) {
-	s.frame(w, r, http.StatusOK, layout{Title: title, Active: "mailbox", Body: body})
+	s.frame(w, r, http.StatusOK, layout{Title: title, Active: "mailbox", Body: body, Live: r.URL.Path == "/mailbox"})
 }
 
 func (s *Service) frame(w http.ResponseWriter, r *http.Request, status int, l layout) {
@@ -157,8 +160,7 @@ func (s *Service) showError(w http.ResponseWriter, r *http.Request, status int, 
 type overview struct {
 	Total, Active, Overdue, Dormant, Unused, Unmanaged int
 	Minutes                                            []bin
-	PerSecond                                          float64 // over the last five whole minutes
-	LastHour                                           uint64
+	LastMinute, LastHour                               uint64
 	AlertDays                                          []stackBin
 	Alerts30, Open                                     int
 	Recent                                             []alertRow
@@ -167,10 +169,14 @@ type overview struct {
 	Away                                               bool
 }
 
+// PerSecond is the rate of the last minute.
+func (o *overview) PerSecond() float64 { return float64(o.LastMinute) / 60 }
+
 // alertRow is an alert in a list.
 type alertRow struct {
 	episode
 	KeyName, Masked, OrgName string
+	Headline                 string
 }
 
 func (s *Service) alertRow(e episode) alertRow {
@@ -184,6 +190,7 @@ func (s *Service) alertRow(e episode) alertRow {
 			row.Masked = rec.Prefix + "…"
 		}
 	}
+	row.Headline = wording.Headline(row.KeyName, &e.Alert)
 	return row
 }
 
@@ -196,10 +203,11 @@ func (s *Service) overviewPage(w http.ResponseWriter, r *http.Request) {
 	for _, k := range rows {
 		o.count(k)
 	}
-	if o.Minutes, err = s.usage.minutes(ctx, v.Org, now); err == nil {
-		o.rates()
-	} else {
+	if o.Minutes, o.LastMinute, err = s.usage.minutes(ctx, v.Org, now); err != nil {
 		o.Away = true
+	}
+	for _, b := range o.Minutes {
+		o.LastHour += b.Events
 	}
 	if v.can("alerts:read") {
 		alerts, _ := s.alerts.list(alertFilter{Org: v.Org, Since: now.AddDate(0, 0, -30), Live: true, Limit: maxAlerts})
@@ -208,7 +216,7 @@ func (s *Service) overviewPage(w http.ResponseWriter, r *http.Request) {
 	if v.all() {
 		o.Pipeline = s.pipeline(ctx)
 	}
-	s.renderPage(w, r, http.StatusOK, "overview", layout{Title: "Overview", Active: "overview", Away: o.Away}, &o)
+	s.renderPage(w, r, http.StatusOK, "overview", layout{Title: "Overview", Active: "overview", Away: o.Away, Live: true}, &o)
 }
 
 func (o *overview) count(k *keyRow) {
@@ -231,18 +239,6 @@ func (o *overview) count(k *keyRow) {
 	if k.urgency() >= 2 && len(o.Attention) < 6 {
 		o.Attention = append(o.Attention, k)
 	}
-}
-
-func (o *overview) rates() {
-	for _, b := range o.Minutes {
-		o.LastHour += b.Events
-	}
-	whole := o.Minutes[len(o.Minutes)-6 : len(o.Minutes)-1] // the last minute still runs
-	var n uint64
-	for _, b := range whole {
-		n += b.Events
-	}
-	o.PerSecond = float64(n) / (60 * float64(len(whole)))
 }
 
 func (o *overview) addAlerts(s *Service, alerts []episode, now time.Time) {
@@ -302,7 +298,7 @@ func (s *Service) pipeline(ctx context.Context) []stage {
 	for _, name := range services {
 		st := stage{strings.ToUpper(name[:1]) + name[1:], "ok", "has read everything"}
 		if n := waiting[name]; n > 0 {
-			st.Detail = groupDigits(n) + " messages waiting"
+			st.Detail = wording.Grouped(n) + " messages waiting"
 			if n > 10_000 {
 				st.State = "warn"
 			}
@@ -319,7 +315,7 @@ func (s *Service) pipeline(ctx context.Context) []stage {
 	out = append(out, ch)
 	if stream, err := s.js.Stream(ctx, bus.Dead); err == nil {
 		if n := stream.CachedInfo().State.Msgs; n > 0 {
-			out = append(out, stage{"Dead letters", "warn", groupDigits(n) + " to look at: latchkey dead list"})
+			out = append(out, stage{"Dead letters", "warn", wording.Grouped(n) + " to look at: latchkey dead list"})
 		} else {
 			out = append(out, stage{"Dead letters", "ok", "none"})
 		}
@@ -335,7 +331,7 @@ func (s *Service) countWaiting(ctx context.Context, name string, waiting map[str
 	}
 	list := stream.ListConsumers(ctx)
 	for info := range list.Info() {
-		service := strings.TrimRight(info.Name, "0123456789-_")
+		service, _, _ := strings.Cut(strings.TrimRight(info.Name, "0123456789-_"), "-")
 		if info.Config.Durable == "" || service == "" {
 			continue
 		}
@@ -547,7 +543,7 @@ func (s *Service) alertsPage(w http.ResponseWriter, r *http.Request) {
 		q.Set("cursor", writeCursor(&page[len(page)-1].Alert))
 		next = "/alerts?" + q.Encode()
 	}
-	s.renderPage(w, r, http.StatusOK, "alerts", layout{Title: "Alerts", Active: "alerts"}, map[string]any{
+	s.renderPage(w, r, http.StatusOK, "alerts", layout{Title: "Alerts", Active: "alerts", Live: before.ID == ""}, map[string]any{
 		"Rows": rows, "Filter": f, "All": v.all(), "Next": next, "History": !f.Live, "First": before.ID == "",
 		"Triggers":   []string{alert.NewIPRange, alert.VolumeSpike, alert.EndpointMix, alert.DormantKey, alert.KeyGuessing, alert.RevokedKey, alert.ScopeProbing},
 		"Severities": []string{alert.Critical, alert.High, alert.Medium, alert.Low},
@@ -598,7 +594,7 @@ func (s *Service) alertPage(w http.ResponseWriter, r *http.Request) {
 		s.log.Warn("cannot read what became of a mail", "alert", e.ID, "error", err)
 	}
 	d.Mail = mail
-	s.renderPage(w, r, http.StatusOK, "alert", layout{Title: e.Summary, Active: "alerts", Away: away}, d)
+	s.renderPage(w, r, http.StatusOK, "alert", layout{Title: d.Headline, Active: "alerts", Away: away}, d)
 }
 
 // around draws the key's hours around an alert.

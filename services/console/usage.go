@@ -237,30 +237,42 @@ func (u *usageStore) activity(ctx context.Context, org, keyID string, from, to t
 	})
 }
 
-// minutes are the events of the last hour, by minute.
-func (u *usageStore) minutes(ctx context.Context, org string, now time.Time) ([]bin, error) {
-	return remember(ctx, u, "minutes "+org, func(ctx context.Context) ([]bin, error) {
+// lastHour is what [usageStore.minutes] remembers.
+type lastHour struct {
+	bins   []bin
+	latest uint64
+}
+
+// minutes are the events of the last hour by minute, and how many came in the
+// last 60 seconds.
+func (u *usageStore) minutes(ctx context.Context, org string, now time.Time) ([]bin, uint64, error) {
+	hour, err := remember(ctx, u, "minutes "+org, func(ctx context.Context) (lastHour, error) {
 		start := binTime(now, time.Minute).Add(-59 * time.Minute)
-		and, args := "", []any{start}
+		and, args := "", []any{now.Add(-time.Minute), start, now.Add(time.Minute)}
 		if org != "" {
 			and, args = " AND org_id = ?", append(args, org)
 		}
-		rows, err := u.store.Conn.Query(ctx, `SELECT toStartOfMinute(toDateTime(time, 'UTC')) AS minute, count() AS n, countIf(decision = 'deny') AS d
-			FROM usage_events WHERE time >= ?`+and+` AND time < now() + 60 GROUP BY minute`, args...)
+		rows, err := u.store.Conn.Query(ctx, `SELECT toStartOfMinute(toDateTime(time, 'UTC')) AS minute, count() AS n, countIf(decision = 'deny') AS d,
+			countIf(time >= ?) AS latest FROM usage_events WHERE time >= ? AND time < ?`+and+` GROUP BY minute`, args...)
 		if err != nil {
-			return nil, fmt.Errorf("read events: %w", err)
+			return lastHour{}, fmt.Errorf("read events: %w", err)
 		}
 		defer func() { _ = rows.Close() }()
-		bins := emptyBins(start, time.Minute, 60)
+		out := lastHour{bins: emptyBins(start, time.Minute, 60)}
 		for rows.Next() {
-			var b bin
-			if err := rows.Scan(&b.Time, &b.Events, &b.Denied); err != nil {
-				return nil, fmt.Errorf("read events: %w", err)
+			var (
+				b      bin
+				latest uint64
+			)
+			if err := rows.Scan(&b.Time, &b.Events, &b.Denied, &latest); err != nil {
+				return lastHour{}, fmt.Errorf("read events: %w", err)
 			}
-			put(bins, time.Minute, b)
+			put(out.bins, time.Minute, b)
+			out.latest += latest
 		}
-		return bins, rows.Err()
+		return out, rows.Err()
 	})
+	return hour.bins, hour.latest, err
 }
 
 // requestLine is one request of a key.

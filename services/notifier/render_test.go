@@ -225,21 +225,6 @@ func TestARepeatedAttemptIsTheSameMail(t *testing.T) {
 	}
 }
 
-func TestRarity(t *testing.T) {
-	t.Parallel()
-	for p, want := range map[float64]string{
-		1.2e-6: "never seen: about 1 in 830\u202f000 by chance", 0.0003: "rare: about 1 in 3\u202f300 by chance",
-		0.2: "not rare by itself", 0: "never seen: less than 1 in a billion by chance", 1e-40: "never seen: less than 1 in a billion by chance", -1: "",
-	} {
-		if got := rarity(p); got != want {
-			t.Errorf("rarity(%g) = %q, want %q", p, got, want)
-		}
-	}
-	if rarity(math.NaN()) != "" {
-		t.Error("NaN has a rarity")
-	}
-}
-
 func FuzzAlertLetter(f *testing.F) {
 	f.Add("python-requests/2.32", "GET", "/v1/x", "summary", "name", "observed", "alrt_1", "NL", 0.5)
 	f.Add("\r\nBcc: a@b.c", "\x00", "{{.}}", "<b>", "\u202e", "https://a.bc", "a\r\nb", "\xff\xfe", math.Inf(1))

@@ -12,7 +12,7 @@ import (
 
 	"github.com/latchkey-dev/latchkey/schemas/alert"
 	"github.com/latchkey-dev/latchkey/schemas/key"
-	"github.com/latchkey-dev/latchkey/services/internal/country"
+	"github.com/latchkey-dev/latchkey/services/internal/wording"
 )
 
 //go:embed templates
@@ -83,16 +83,16 @@ type renderer struct {
 func alertSubject(a *alert.Alert, k keyView) string {
 	what := "is behaving unlike itself"
 	if len(a.Triggers) > 0 {
-		what = reason(a.Triggers[0])
+		what = wording.Reason(a.Triggers[0])
 		if len(a.Triggers) > 1 {
-			what += " and " + reason(a.Triggers[1])
+			what += " and " + wording.Reason(a.Triggers[1])
 		}
 	}
 	name := k.Name
 	if k.Masked != "" {
 		name += " (" + k.Masked + ")"
 	}
-	return headerText(fmt.Sprintf("%s: %s, %s", severityWord(a.Severity), name, what))
+	return headerText(fmt.Sprintf("%s: %s, %s", wording.Severity(a.Severity), name, what))
 }
 
 // alertLetter makes the mail of an alert. org and rec may be nil: many keys are
@@ -100,14 +100,14 @@ func alertSubject(a *alert.Alert, k keyView) string {
 func (r *renderer) alertLetter(a *alert.Alert, org *key.Org, rec *key.Record, to string, created time.Time) (*letter, error) {
 	k := viewKey(a.KeyID, rec, created)
 	v := &mailView{
-		Subject: alertSubject(a, k), Severity: severityClass(a.Severity), Badge: severityWord(a.Severity), Key: k,
-		Headline: headline(a, k), Summary: clean(a.Summary, 600), Facts: r.facts(a, org, k),
+		Subject: alertSubject(a, k), Severity: severityClass(a.Severity), Badge: wording.Severity(a.Severity), Key: k,
+		Headline: wording.Headline(k.Name, a), Summary: clean(a.Summary, 600), Facts: r.facts(a, org, k),
 		URL: r.page("alerts", a.ID), URLLabel: "See the alert", CheckID: ident(a.ID),
 	}
 	v.Preheader = v.Summary
 	for _, e := range a.Evidence {
 		v.Evidence = append(v.Evidence, evidenceView{
-			Title: triggerTitle(e.Trigger), Observed: clean(e.Observed, 300), Usual: clean(e.Usual, 300), Rarity: rarity(e.PValue),
+			Title: wording.Trigger(e.Trigger), Observed: clean(e.Observed, 300), Usual: clean(e.Usual, 300), Rarity: wording.Rarity(e.PValue),
 		})
 	}
 	v.Steps = alertSteps(k)
@@ -179,32 +179,6 @@ func viewKey(id string, rec *key.Record, now time.Time) keyView {
 		k.State, k.Active = "The key is still active. Nothing was blocked.", true
 	}
 	return k
-}
-
-func headline(a *alert.Alert, k keyView) string {
-	if len(a.Triggers) == 0 {
-		return k.Name + " is behaving unlike itself"
-	}
-	switch a.Triggers[0] {
-	case alert.NewIPRange:
-		if a.Country != "" {
-			return k.Name + " was used from a network in " + country.InSentence(clean(a.Country, 8)) + " that is new to it"
-		}
-		return k.Name + " was used from a network that is new to it"
-	case alert.VolumeSpike:
-		return k.Name + " makes far more requests than usual"
-	case alert.EndpointMix:
-		return k.Name + " calls other endpoints than usual"
-	case alert.DormantKey:
-		return k.Name + " is back after a long silence"
-	case alert.KeyGuessing:
-		return "Somebody is guessing keys"
-	case alert.RevokedKey:
-		return k.Name + " was used after it was revoked"
-	case alert.ScopeProbing:
-		return k.Name + " tries what it may not do"
-	}
-	return k.Name + ": " + reason(a.Triggers[0])
 }
 
 func (r *renderer) facts(a *alert.Alert, org *key.Org, k keyView) []row {

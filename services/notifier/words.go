@@ -2,7 +2,6 @@ package notifier
 
 import (
 	"fmt"
-	"math"
 	"net/netip"
 	"strings"
 	"time"
@@ -12,89 +11,6 @@ import (
 	"github.com/latchkey-dev/latchkey/schemas/alert"
 	"github.com/latchkey-dev/latchkey/services/internal/country"
 )
-
-// reason says in a subject line what a trigger saw.
-func reason(trigger string) string {
-	switch trigger {
-	case alert.NewIPRange:
-		return "used from a new network"
-	case alert.VolumeSpike:
-		return "far more requests than usual"
-	case alert.EndpointMix:
-		return "calling other endpoints than usual"
-	case alert.DormantKey:
-		return "back after a long silence"
-	case alert.KeyGuessing:
-		return "somebody is guessing keys"
-	case alert.RevokedKey:
-		return "used after it was revoked"
-	case alert.ScopeProbing:
-		return "trying what it may not do"
-	}
-	return strings.ReplaceAll(clean(trigger, 64), "_", " ")
-}
-
-// triggerTitle heads the evidence of a trigger.
-func triggerTitle(trigger string) string {
-	switch trigger {
-	case alert.NewIPRange:
-		return "Network"
-	case alert.VolumeSpike:
-		return "Volume"
-	case alert.EndpointMix:
-		return "Endpoints"
-	case alert.DormantKey:
-		return "Dormancy"
-	case alert.KeyGuessing:
-		return "Guessing"
-	case alert.RevokedKey:
-		return "Revoked key"
-	case alert.ScopeProbing:
-		return "Scopes"
-	}
-	s := strings.ReplaceAll(clean(trigger, 64), "_", " ")
-	if s == "" {
-		return "Signal"
-	}
-	first, size := utf8.DecodeRuneInString(s)
-	return string(unicode.ToUpper(first)) + s[size:]
-}
-
-// rarity says a p-value in words: how often the key would do this by itself.
-func rarity(p float64) string {
-	switch {
-	case math.IsNaN(p) || p < 0 || p > 1:
-		return ""
-	case p >= 0.05:
-		return "not rare by itself"
-	case p < 1e-9:
-		return "never seen: less than 1 in a billion by chance"
-	}
-	word := "rare"
-	if p < 1e-4 {
-		word = "never seen"
-	}
-	return fmt.Sprintf("%s: about 1 in %s by chance", word, grouped(roundTo2(1/p)))
-}
-
-// roundTo2 keeps two significant digits.
-func roundTo2(x float64) int64 {
-	scale := math.Pow(10, math.Max(0, math.Floor(math.Log10(x))-1))
-	return int64(math.Round(x/scale) * scale)
-}
-
-// grouped writes 12345678 as "12 345 678", with narrow blanks that do not break.
-func grouped(n int64) string {
-	s := fmt.Sprint(n)
-	var b strings.Builder
-	for i, c := range s {
-		if i > 0 && (len(s)-i)%3 == 0 {
-			b.WriteRune('\u202f')
-		}
-		b.WriteRune(c)
-	}
-	return b.String()
-}
 
 // place is "203.0.113.7 · Netherlands · AS1136 KPN", as much as is known.
 func place(a *alert.Alert) string {
@@ -227,19 +143,4 @@ func headerText(s string) string {
 		s = string([]rune(s)[:199]) + "…"
 	}
 	return s
-}
-
-// severityWord is the severity as a heading says it.
-func severityWord(severity string) string {
-	switch severity {
-	case alert.Critical:
-		return "Critical"
-	case alert.High:
-		return "High"
-	case alert.Medium:
-		return "Medium"
-	case alert.Low:
-		return "Low"
-	}
-	return "Alert"
 }
