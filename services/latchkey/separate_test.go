@@ -102,11 +102,11 @@ func TestSeparateServices(t *testing.T) {
 	})
 	eventually(t, time.Minute, "the alert is in ClickHouse, the API shows it", func() error {
 		var list struct {
-			Items []json.RawMessage `json:"items"`
+			Alerts []json.RawMessage `json:"alerts"`
 		}
 		admin.runJSON(&list, "alert", "list", "--org", org.ID)
-		if len(list.Items) != 1 {
-			return fmt.Errorf("%d alerts", len(list.Items))
+		if len(list.Alerts) != 1 {
+			return fmt.Errorf("%d alerts", len(list.Alerts))
 		}
 		return nil
 	})

@@ -95,10 +95,13 @@ func TestUp(t *testing.T) {
 		t.Errorf("the second start took %s", took)
 	}
 	in.wantSQL("SELECT count() FROM latchkey.usage_events WHERE startsWith(id, 'bulk-')", strconv.Itoa(n-1))
-	var keys []created
-	in.runJSON(&struct {
-		Items *[]created `json:"items"`
-	}{&keys}, "key", "list", "--org", org.ID)
+	var list struct {
+		Keys []created `json:"keys"`
+	}
+	in.runJSON(&list, "key", "list", "--org", org.ID)
+	if len(list.Keys) != 1 || list.Keys[0].ID != gateway.ID {
+		t.Errorf("after the restart the keys are %+v, want %s", list.Keys, gateway.ID)
+	}
 }
 
 // killClickHouse kills the engine with -9 twice while batches are posted: the
