@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/latchkey-dev/latchkey/schemas/usage"
 )
@@ -306,6 +309,33 @@ func FuzzRead(f *testing.F) {
 			if strings.Contains(ev.Route, "?") && opts.Format != NDJSON && opts.Format != CloudTrail {
 				t.Fatalf("route %q has a query", ev.Route)
 			}
+		}
+	})
+}
+
+func TestOrdererSorts(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		minutes := rapid.SliceOf(rapid.IntRange(0, 20)).Draw(t, "minutes")
+		var got []string
+		o := NewOrderer(func(ev *usage.Event) error {
+			got = append(got, ev.ID)
+			return nil
+		})
+		var want []string
+		for i, m := range minutes {
+			id := fmt.Sprintf("%02d-%04d", m, i)
+			want = append(want, id)
+			if err := o.Add(&usage.Event{ID: id, Time: now.Add(time.Duration(m) * time.Minute)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := o.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Fatalf("%v, want %v", got, want)
 		}
 	})
 }
