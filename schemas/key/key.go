@@ -175,7 +175,8 @@ type AuditEvent struct {
 // Webhook is an endpoint that is told of events, the value in KV bucket
 // "webhooks" under its id.
 type Webhook struct {
-	ID    string `json:"id"`
+	ID string `json:"id"`
+	// OrgID is whose events it hears; those of [SystemOrg] hear all organizations'.
 	OrgID string `json:"org_id"`
 	URL   string `json:"url"`
 	// Events are the types it hears; empty means all.

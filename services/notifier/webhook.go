@@ -132,11 +132,17 @@ func (h *hooks) listening(ctx context.Context, orgID, event string) ([]key.Webho
 	defer h.mu.RUnlock()
 	var out []key.Webhook
 	for _, w := range h.byID {
-		if w.OrgID == orgID && !w.Disabled && (len(w.Events) == 0 || slices.Contains(w.Events, event)) {
+		if hears(w, orgID) && !w.Disabled && (len(w.Events) == 0 || slices.Contains(w.Events, event)) {
 			out = append(out, w)
 		}
 	}
 	return out, nil
+}
+
+// hears reports whether an endpoint is told of an organization's events: its own
+// organization's, or all for an endpoint of the installation itself.
+func hears(w key.Webhook, orgID string) bool {
+	return w.OrgID == orgID || w.OrgID == key.SystemOrg
 }
 
 func (h *hooks) get(id string) (key.Webhook, bool) {
@@ -211,7 +217,7 @@ func hostOf(raw string) string {
 func (s *Service) callHook(ctx context.Context, d *delivery.Delivery) outcome {
 	w, ok := s.hooks.get(d.WebhookID)
 	switch {
-	case !ok || w.OrgID != d.OrgID:
+	case !ok || !hears(w, d.OrgID):
 		return outcome{refused: true, answer: "the webhook was deleted"}
 	case w.Disabled:
 		return outcome{refused: true, answer: "the webhook is disabled: " + w.DisabledReason}
