@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +22,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/latchkey-dev/latchkey/schemas/baseline"
 	"github.com/latchkey-dev/latchkey/schemas/key"
 	"github.com/latchkey-dev/latchkey/services/detector/anomaly"
 	"github.com/latchkey-dev/latchkey/services/internal/api"
@@ -139,7 +142,61 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	s.ready.Store(true)
 	context.AfterFunc(ctx, s.health.Drain)
+	var sweeping sync.WaitGroup
+	defer sweeping.Wait()
+	sweeping.Go(func() { s.sweep(watching) })
 	return bus.Partitions(ctx, s.js, bus.Detector, bus.Options{Log: s.log}, s.own)
+}
+
+// sweepDelay is how long a start waits for partitions before it looks at idle ones.
+const sweepDelay = 10 * time.Second
+
+// sweep publishes the rows for analysts that a killed detector left unpublished
+// on partitions which nobody owns, because nothing has come for them since.
+func (s *Service) sweep(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(sweepDelay):
+	}
+	n, err := bus.PartitionCount(ctx, s.js)
+	for p := 0; p < n && err == nil; p++ {
+		s.mu.Lock()
+		_, owned := s.workers[p]
+		s.mu.Unlock()
+		if !owned {
+			err = s.publishStale(ctx, p)
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("rows of idle partitions were not looked at", "error", err)
+	}
+}
+
+// publishStale publishes the rows of a partition that are behind its baselines.
+func (s *Service) publishStale(ctx context.Context, partition int) error {
+	st, err := s.readState(ctx, partition)
+	if err != nil {
+		return err
+	}
+	if _, err := st.overlay(); err != nil {
+		return err
+	}
+	engine := s.newEngine()
+	var rows []baseline.Row
+	for _, token := range slices.Sorted(maps.Keys(st.values)) {
+		p, state, err := decodeProfile(st.values[token].value)
+		keyID := keyOfToken(token)
+		if token == nameSources || err != nil || p.row >= p.sequence || engine.Decode(keyID, state) != nil {
+			continue
+		}
+		if row, known := engine.Baseline(keyID); known {
+			row.Partition, row.Sequence = partition, p.sequence
+			rows = append(rows, row)
+		}
+		engine.Forget(keyID)
+	}
+	return s.publishRows(ctx, partition, rows)
 }
 
 func (s *Service) newEngine() *anomaly.Engine {

@@ -697,3 +697,49 @@ func TestHealthAndMetrics(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// rows are the last rows for analysts, by key.
+func rows(t testing.TB, js jetstream.JetStream) map[string]baseline.Row {
+	t.Helper()
+	out := map[string]baseline.Row{}
+	eachMessage(t, js, bus.BaselineRows, func(m *jetstream.RawStreamMsg) {
+		var list []baseline.Row
+		if err := json.Unmarshal(m.Data, &list); err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range list {
+			out[row.KeyID] = row
+		}
+	})
+	return out
+}
+
+func TestRowsFollowTheBaselines(t *testing.T) {
+	t.Parallel()
+	events := traffic(6, 21)
+	server, js := serve(t)
+	for i := range 3 {
+		publish(t, js, part(events, i, 3), false)
+		in := start(t, server)
+		caughtUp(t, js)
+		if i == 1 {
+			in.kill() // rows are an hour apart here: this one leaves some behind
+			if err := start(t, server).publishStale(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		in.end(t)
+	}
+	got := rows(t, js)
+	for k := range 6 {
+		id := fmt.Sprintf("key_%d", k)
+		want := rowOf(t, js, id)
+		want.Partition, want.Sequence = got[id].Partition, got[id].Sequence
+		a, _ := json.Marshal(got[id])
+		b, _ := json.Marshal(want)
+		if string(a) != string(b) || want.Sequence == 0 || want.Partition != usage.Partition(id, partitions) {
+			t.Errorf("%s: row\n%s\nbaseline\n%s", id, a, b)
+		}
+	}
+}

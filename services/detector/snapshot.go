@@ -64,13 +64,13 @@ const inlineJournal = 256 << 10
 
 // rowsPerSnapshot bounds the rows for analysts; the rest comes with the next one.
 const (
-	rowsPerSnapshot = 2000
+	rowsPerSnapshot = 200
 	rowsPerMessage  = 50
 )
 
 // unsaved reports whether there is anything to write down.
 func (w *worker) unsaved() bool {
-	if len(w.dirty) > 0 || w.last != nil && w.last.Sequence > w.saved {
+	if len(w.dirty) > 0 || w.last != nil && w.last.Sequence > w.saved || w.stopping && len(w.due) > 0 {
 		return true
 	}
 	// Rows become due by the clock. The oldest is first.
@@ -84,7 +84,7 @@ func (w *worker) save(ctx context.Context) {
 		w.saved = w.last.Sequence
 	}
 	snap.commit = commit{sequence: w.saved, owner: w.owner}
-	snap.rows = w.takeRows(snap.began)
+	snap.rows = w.takeRows(snap.began, !w.stopping)
 	for _, e := range w.dirty {
 		e.dirty = false
 		snap.items = append(snap.items, item{e, keyToken(e.keyID), encodeProfile(&e.profile, w.engine.Encode(e.keyID)), e.revision})
@@ -97,12 +97,13 @@ func (w *worker) save(ctx context.Context) {
 	go func(out chan<- result) { out <- w.s.write(ctx, w.p.Number, snap) }(w.snapshot)
 }
 
-// takeRows are the rows for analysts that are due now.
-func (w *worker) takeRows(now time.Time) []baseline.Row {
+// takeRows are the rows for analysts that are due now; all, if they are not
+// to be spread over time.
+func (w *worker) takeRows(now time.Time, spread bool) []baseline.Row {
 	var rows []baseline.Row
 	later := w.due[:0]
 	for _, e := range w.due {
-		if len(rows) >= rowsPerSnapshot || now.Sub(e.rowAt) < w.s.cfg.BaselineInterval {
+		if spread && (len(rows) >= rowsPerSnapshot || now.Sub(e.rowAt) < w.s.cfg.BaselineInterval) {
 			later = append(later, e)
 			continue
 		}

@@ -57,6 +57,7 @@ type worker struct {
 	raised   []publication
 	snapshot chan result // of the snapshot being written, nil if none
 	pending  *snapshot
+	stopping bool
 	nextSave time.Time
 
 	mu    sync.Mutex
@@ -156,6 +157,7 @@ func (w *worker) work(ctx, writing context.Context) error {
 // stop writes down everything when the service stops, so that the next owner
 // has nothing to read again.
 func (w *worker) stop(ctx context.Context) error {
+	w.stopping = true
 	for range 2 { // the snapshot on its way, then one of what came since
 		if w.pending != nil {
 			if err := w.finish(ctx, <-w.snapshot); err != nil {
