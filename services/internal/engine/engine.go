@@ -18,6 +18,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +30,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/latchkey-dev/latchkey/services/internal/engine/server"
 	"github.com/latchkey-dev/latchkey/services/internal/npm"
 )
 
@@ -47,6 +50,9 @@ const (
 	stopTimeout  = 4 * time.Second // the child itself gives up before that
 	maxBackoff   = 10 * time.Second
 	steady       = 30 * time.Second // after so long a death is a new one
+
+	watchInterval = 10 * time.Second
+	answerTimeout = 60 * time.Second
 )
 
 // Config says where the engine lives. Its tags are those of the environment,
@@ -74,11 +80,11 @@ type Config struct {
 // restarted: the listeners belong to us, and a client that connects meanwhile
 // waits for the next process.
 type Engine struct {
-	cfg          Config
-	log          *slog.Logger
-	native, http *net.TCPListener
-	restarts     atomic.Int64
-	pid          atomic.Int64
+	cfg         Config
+	log         *slog.Logger
+	native, web *net.TCPListener
+	restarts    atomic.Int64
+	pid         atomic.Int64
 
 	cancel   context.CancelFunc
 	done     chan struct{}
@@ -173,7 +179,7 @@ func (e *Engine) listen() (err error) {
 	if e.native, err = listenTCP(e.cfg.NativeAddr); err != nil {
 		return fmt.Errorf("listen for ClickHouse's native protocol: %w", err)
 	}
-	if e.http, err = listenTCP(e.cfg.HTTPAddr); err != nil {
+	if e.web, err = listenTCP(e.cfg.HTTPAddr); err != nil {
 		return errors.Join(fmt.Errorf("listen for ClickHouse's HTTP interface: %w", err), e.native.Close())
 	}
 	return nil
@@ -188,22 +194,22 @@ func listenTCP(addr string) (*net.TCPListener, error) {
 }
 
 func (e *Engine) closeListeners() error {
-	return errors.Join(e.native.Close(), e.http.Close())
+	return errors.Join(e.native.Close(), e.web.Close())
 }
 
 // NativeAddr is where the native protocol is spoken.
 func (e *Engine) NativeAddr() string { return e.native.Addr().String() }
 
 // HTTPAddr is where HTTP is spoken.
-func (e *Engine) HTTPAddr() string { return e.http.Addr().String() }
+func (e *Engine) HTTPAddr() string { return e.web.Addr().String() }
 
 // URL is what LATCHKEY_CLICKHOUSE_URL would be for this engine and a database.
 func (e *Engine) URL(database string) string {
-	user := ""
+	u := url.URL{Scheme: "clickhouse", Host: e.NativeAddr(), Path: "/" + database}
 	if e.cfg.Password != "" {
-		user = "default:" + e.cfg.Password + "@"
+		u.User = url.UserPassword("default", e.cfg.Password)
 	}
-	return "clickhouse://" + user + e.NativeAddr() + "/" + database
+	return u.String()
 }
 
 // Restarts counts how often the engine died and was started again.
@@ -304,7 +310,7 @@ func (e *Engine) command() (cmd *exec.Cmd, ready *os.File, cleanUp func(), err e
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	web, err := e.http.File()
+	web, err := e.web.File()
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, native.Close())
 	}
@@ -346,12 +352,17 @@ func (e *Engine) supervise(ctx context.Context, c *child) {
 	defer close(e.done)
 	backoff := 100 * time.Millisecond
 	for {
+		watch, stopWatching := context.WithCancel(ctx)
+		go e.watchdog(watch, c)
 		select {
 		case <-ctx.Done():
+		case <-c.exited:
+		}
+		stopWatching()
+		if ctx.Err() != nil {
 			c.stop(stopTimeout)
 			e.closeErr = e.closeListeners()
 			return
-		case <-c.exited:
 		}
 		if time.Since(c.started) > steady {
 			backoff = 100 * time.Millisecond
@@ -378,7 +389,35 @@ func (e *Engine) supervise(ctx context.Context, c *child) {
 	}
 }
 
-// MemoryLimit is what Config.MemoryLimit 0 stands for on this machine.
+// watchdog kills a process that lives and does not answer.
+func (e *Engine) watchdog(ctx context.Context, c *child) {
+	client := http.Client{Timeout: answerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	ticker := time.NewTicker(watchInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+e.HTTPAddr()+server.HealthPath, nil)
+		if err != nil {
+			return
+		}
+		res, err := client.Do(req)
+		if err == nil {
+			_ = res.Body.Close()
+			continue
+		}
+		if ctx.Err() == nil && os.IsTimeout(err) {
+			e.log.Error("ClickHouse engine does not answer, killing it", "timeout", answerTimeout)
+			_ = c.cmd.Process.Kill()
+			return
+		}
+	}
+}
+
+// defaultMemoryLimit is what Config.MemoryLimit 0 stands for on this machine.
 func defaultMemoryLimit() int64 {
 	const low, high = 1 << 30, 4 << 30
 	content, err := os.ReadFile("/proc/meminfo")

@@ -49,8 +49,24 @@ var contentTypes = map[string]string{
 	"Pretty": "text/plain; charset=UTF-8", "Vertical": "text/plain; charset=UTF-8", "Markdown": "text/markdown; charset=UTF-8",
 }
 
+// HealthPath answers 200 if the engine itself answers, however many queries wait.
+const HealthPath = "/-/healthy"
+
+func (s *Server) serveHealth(w http.ResponseWriter) {
+	s.adminMu.Lock()
+	defer s.adminMu.Unlock()
+	if err := s.admin.Exec("SELECT 1"); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = io.WriteString(w, "Ok.\n")
+}
+
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
+	case HealthPath:
+		s.serveHealth(w)
+		return
 	case "/ping", "/replicas_status":
 		_, _ = io.WriteString(w, "Ok.\n")
 		return
