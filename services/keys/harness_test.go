@@ -26,7 +26,7 @@ import (
 
 // world is a keys service over a real NATS server, with a clock that the test sets.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	nc    *nats.Conn
 	svc   *Service
@@ -54,7 +54,7 @@ func (w *world) freeze(at time.Time) {
 	w.clock = at
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), log: &lockedBuffer{}}
 	server, err := natsd.Start(t.Context(), natsd.Options{DataDir: filepath.Join(w.dir, "nats"), Addr: "127.0.0.1:0"})

@@ -423,7 +423,7 @@ func TestSecretIsSeenOnce(t *testing.T) {
 }
 
 // drain is everything on a stream.
-func drain(t *testing.T, js jetstream.JetStream, name string) []string {
+func drain(t testing.TB, js jetstream.JetStream, name string) []string {
 	t.Helper()
 	stream, err := js.Stream(t.Context(), name)
 	if err != nil {
@@ -440,7 +440,7 @@ func drain(t *testing.T, js jetstream.JetStream, name string) []string {
 }
 
 // eventually waits for what another goroutine brings about.
-func eventually(t *testing.T, done func() bool) {
+func eventually(t testing.TB, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

@@ -25,7 +25,7 @@ import (
 // detector.
 var webhookEvents = []string{
 	key.Created, key.Updated, key.Rotated, key.RevokedEv, key.SuspendEv, key.ResumedEv, key.Expiring, key.Expired, key.RotationDue, key.Unused,
-	"alert.created",
+	"alert.created", "alert.updated",
 }
 
 // Webhook is an endpoint as the API shows it.
@@ -56,7 +56,7 @@ func showWebhook(w key.Webhook) Webhook {
 type createWebhookInput struct {
 	Body struct {
 		OrgID       string   `json:"org_id,omitempty" doc:"The organization; that of the calling key if absent." maxLength:"128"`
-		URL         string   `json:"url" doc:"Where to POST the events, https (http on this machine and in private networks)." maxLength:"2000"`
+		URL         string   `json:"url" doc:"Where to POST the events: https. Private and loopback addresses, and http to them, are called only where LATCHKEY_WEBHOOK_ALLOW names their range." maxLength:"2000"`
 		Events      []string `json:"events,omitempty" doc:"Types of events to hear; all if absent."`
 		Description string   `json:"description,omitempty"`
 	}
