@@ -109,7 +109,7 @@ func publishSamples(ctx context.Context, js jetstream.JetStream, n int) ([]strin
 		if len(secrets) < benchSecrets {
 			secrets = append(secrets, k.Secret())
 		}
-		if _, err := js.PublishAsync(bus.KeySubject(sampleID(i)), sampleChange(i, apikey.Sum(k.Secret()))); err != nil {
+		if _, err := js.PublishAsync(bus.KeySubject(sampleID(i)), sampleChange(i, apikey.Sum(k.Secret())), jetstream.WithStallWait(time.Minute)); err != nil {
 			return nil, fmt.Errorf("publish key: %w", err)
 		}
 	}

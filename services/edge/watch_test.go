@@ -250,7 +250,7 @@ func TestRevocationReachesThreeEdges(t *testing.T) {
 func fillKeys(t testing.TB, js jetstream.JetStream, n int) {
 	t.Helper()
 	for i := range n {
-		if _, err := js.PublishAsync(bus.KeySubject(sampleID(i)), sampleChange(i, apikey.Sum(fmt.Sprint(i)))); err != nil {
+		if _, err := js.PublishAsync(bus.KeySubject(sampleID(i)), sampleChange(i, apikey.Sum(fmt.Sprint(i))), jetstream.WithStallWait(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}
