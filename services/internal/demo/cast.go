@@ -140,11 +140,11 @@ func quiet() []member {
 			},
 		},
 		{
-			name: "status-probe", description: "Uptime check, once a minute", owner: "platform",
-			scopes: []string{"status:read"}, age: 300 * day, rotated: 130 * day, since: history,
+			name: "old-importer", description: "Nobody remembers what it imported", owner: "platform",
+			scopes: []string{"products:write"}, age: 300 * day, rotated: 70 * day, since: 140 * day, until: 66 * day,
 			habit: habit{
-				every: 5 * time.Minute, burst: 1, agent: "probe/1.1",
-				places: []place{{"65.108.9.3/32", 1}}, calls: []call{get("/v1/status", "status:read", 1)},
+				perDay: 20, weekend: 0.2, from: 6, to: 18, agent: "importer/0.3",
+				places: []place{{"65.108.9.3/32", 1}}, calls: []call{post("/v1/products", "products:write", 1)},
 			},
 		},
 		{

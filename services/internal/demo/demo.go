@@ -127,6 +127,7 @@ func (d *demo) live(ctx context.Context) error {
 				return nil
 			}
 			complete = nil
+			d.say("✓ Each of the four was noticed and mailed. Ordinary traffic goes on: look at %s/alerts.", d.cfg.ConsoleURL)
 		case <-deadline:
 			return fmt.Errorf("%w after %s: %s", ErrCheck, checkTimeout, d.missing())
 		}
