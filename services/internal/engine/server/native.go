@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,12 @@ import (
 // elapsed times in progress (54460), and nothing of what came later.
 const protocolRevision = 54460
 
-// minRevision is that of ClickHouse 20.5: older clients send settings in a
-// binary form that only ClickHouse itself can read.
-const minRevision = 54429
+// minRevision is that of ClickHouse 18.10, the first whose blocks hold
+// LowCardinality columns as they are.
+const minRevision = 54405
+
+// revisionWriteInfo is the first at which progress tells of written rows.
+const revisionWriteInfo = 54420
 
 // Packets of the client.
 const (
@@ -178,7 +182,7 @@ func (c *nativeConn) hello() error {
 	}
 	c.revision = int(min(revision, protocolRevision))
 	if c.revision < minRevision {
-		return exception(codeNotImplemented, "NOT_IMPLEMENTED", "Clients older than ClickHouse 20.5 (protocol revision %d) are not supported", minRevision)
+		return exception(codeNotImplemented, "NOT_IMPLEMENTED", "Clients older than ClickHouse 18.10 (protocol revision %d) are not supported", minRevision)
 	}
 	if err := c.srv.authenticate(user, password); err != nil {
 		return err
@@ -226,6 +230,12 @@ func (c *nativeConn) readQuery() (q nativeQuery, err error) {
 		}
 		if n > maxSettings {
 			return q, wire.ErrTooLong
+		}
+		if c.revision < 54429 {
+			// In the old form the type decides how a value is written; all that
+			// such clients set in practice are numbers.
+			q.settings = append(q.settings, setting{name: name, value: strconv.FormatUint(d.num(), 10), optional: true})
+			continue
 		}
 		flags, value := d.num(), d.str(maxSettingLength)
 		if flags&2 != 0 {
@@ -441,6 +451,9 @@ func (c *nativeConn) reportProgress(stop <-chan struct{}) {
 			return
 		case <-ticker.C:
 		}
+		if c.revision < revisionWriteInfo {
+			continue // such a client takes no progress amid an INSERT
+		}
 		now, ok := c.srv.progressOf(c.ses.marker)
 		if !ok {
 			continue
@@ -477,7 +490,7 @@ func (c *nativeConn) insert(q nativeQuery, st sql.Statement, fatal *error) error
 	}
 	return c.watch(fatal, func(ctx context.Context) error {
 		stats, err := c.ses.insert(ctx, st.Insert, format, f.Name())
-		if err != nil {
+		if err != nil || c.revision < revisionWriteInfo {
 			return err
 		}
 		return c.sendProgress(progress{writtenRows: stats.RowsWritten, writtenBytes: stats.BytesWritten}, uint64(stats.ElapsedSeconds*1e9))
@@ -678,8 +691,12 @@ func writeFrames(w io.Writer, b []byte, compressed bool, compressor *compress.Wr
 
 func (c *nativeConn) sendProgress(p progress, elapsedNs uint64) error {
 	b := []byte{serverProgress}
-	for _, n := range []uint64{p.rows, p.bytes, p.total, p.writtenRows, p.writtenBytes} {
+	for _, n := range []uint64{p.rows, p.bytes, p.total} {
 		b = binary.AppendUvarint(b, n)
+	}
+	if c.revision >= revisionWriteInfo {
+		b = binary.AppendUvarint(b, p.writtenRows)
+		b = binary.AppendUvarint(b, p.writtenBytes)
 	}
 	if c.revision >= 54460 {
 		b = binary.AppendUvarint(b, elapsedNs)
