@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/latchkey-dev/latchkey/schemas/usage"
+	"github.com/latchkey-dev/latchkey/services/collector/rows"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 )
 
@@ -18,7 +19,7 @@ type batch struct {
 	// months holds the rows by table partition, each inserted by itself. The
 	// first one's rows are reused from batch to batch.
 	months []month
-	spare  *rows
+	spare  *rows.Block
 	// lo and hi bound the month that was added to last.
 	lo, hi int64
 	at     int
@@ -32,13 +33,13 @@ type batch struct {
 
 type month struct {
 	number int // 202611
-	rows   *rows
+	block  *rows.Block
 }
 
 // suspect is an event that may be stored already.
 type suspect struct {
 	ev usage.Event
-	at place
+	at rows.Place
 }
 
 // dead is what could not be read, with the reason.
@@ -56,8 +57,8 @@ type misplaced struct {
 	events  []bus.Misplaced
 }
 
-func (b *batch) reset(r *rows) {
-	r.reset()
+func (b *batch) reset(r *rows.Block) {
+	r.Reset()
 	*b = batch{
 		spare: r, months: b.months[:0], suspects: b.suspects[:0], dead: b.dead[:0], misplaced: b.misplaced[:0],
 		at: -1,
@@ -65,12 +66,12 @@ func (b *batch) reset(r *rows) {
 }
 
 // add puts an event into the rows of its month.
-func (b *batch) add(ev *usage.Event, at *place) {
+func (b *batch) add(ev *usage.Event, at *rows.Place) {
 	ns := ev.Time.UnixNano()
 	if b.at < 0 || ns < b.lo || ns >= b.hi {
 		b.turn(ev.Time)
 	}
-	b.months[b.at].rows.add(ev, at)
+	b.months[b.at].block.Add(ev, at)
 	b.rows++
 }
 
@@ -87,7 +88,7 @@ func (b *batch) turn(t time.Time) {
 	}
 	r := b.spare
 	if len(b.months) > 0 {
-		r = newRows()
+		r = rows.New()
 	}
 	b.months = append(b.months, month{number, r})
 	b.at = len(b.months) - 1

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/latchkey-dev/latchkey/services/collector/rows"
 	"github.com/latchkey-dev/latchkey/services/internal/api"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/run"
@@ -65,7 +66,7 @@ type Service struct {
 	nc       *nats.Conn
 	store    *store.Store
 	pool     *store.ConnPool
-	large    chan *rows
+	large    chan *rows.Block
 	intentKV jetstream.KeyValue
 	metrics  *metrics
 	owner    string
@@ -106,12 +107,12 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 	}
 	c := &Service{
 		cfg: cfg, log: deps.Log.With("component", "collector"), js: js, nc: deps.NATS, store: st,
-		pool: st.Pool(cfg.Inserters), large: make(chan *rows, cfg.Inserters+1), intentKV: kv,
+		pool: st.Pool(cfg.Inserters), large: make(chan *rows.Block, cfg.Inserters+1), intentKV: kv,
 		metrics: newMetrics(deps.Metrics, partitions), owner: owner(),
 		stream: bus.Usage + "@" + strconv.FormatInt(usageStream.CachedInfo().Created.UnixNano(), 36),
 	}
 	for range cap(c.large) {
-		c.large <- newRows()
+		c.large <- rows.New()
 	}
 	if cfg.Addr != "" {
 		c.registry = deps.Metrics

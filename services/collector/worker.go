@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/latchkey-dev/latchkey/schemas/usage"
+	"github.com/latchkey-dev/latchkey/services/collector/rows"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/store"
 )
@@ -35,15 +36,15 @@ type worker struct {
 	seen    *seen
 	intents intents
 	batch   batch
-	small   *rows
-	large   *rows // lent, nil most of the time
+	small   *rows.Block
+	large   *rows.Block // lent, nil most of the time
 	queue   []*bus.Message
 }
 
 // own stores a partition until it is lost or ctx is done.
 func (c *Service) own(ctx context.Context, p *bus.Partition) error {
 	w := &worker{
-		c: c, p: p, log: c.log.With("partition", p.Number), small: newRows(),
+		c: c, p: p, log: c.log.With("partition", p.Number), small: rows.New(),
 		stream: c.stream, intents: intents{kv: c.intentKV, key: strconv.Itoa(p.Number)},
 	}
 	defer w.giveBack()
@@ -198,9 +199,9 @@ func (w *worker) take(m *bus.Message) {
 	b.last, b.lastMessage = m.Sequence, m
 	b.messages++
 	b.bytes += len(m.Data)
-	at := place{
-		stream: w.stream, partition: uint16(w.p.Number), sequence: m.Sequence,
-		ingestedAt: m.Time, history: m.History(),
+	at := rows.Place{
+		Stream: w.stream, Partition: uint16(w.p.Number), Sequence: m.Sequence,
+		IngestedAt: m.Time, History: m.History(),
 	}
 	var elsewhere []bus.Misplaced
 	err := m.Events(&w.decoder, func(i int, ev *usage.Event, err error) {
@@ -214,7 +215,7 @@ func (w *worker) take(m *bus.Message) {
 			elsewhere = append(elsewhere, bus.Misplaced{Index: i, Event: *ev})
 			return
 		}
-		at.index = uint32(i)
+		at.Index = uint32(i)
 		if w.seen.testAndAdd(ev, m.Time) {
 			b.suspects = append(b.suspects, suspect{*ev, at})
 			return
@@ -308,10 +309,10 @@ func (b *batch) markOwn(stored map[identity]bool) {
 		wanted[id.id] = append(wanted[id.id], id)
 	}
 	for _, m := range b.months {
-		r := m.rows
-		for i := range r.len() {
-			for _, id := range wanted[string(r.id.RowBytes(i))] {
-				if id.ns == int64(r.time.Data[i]) && id.key == r.keyID.row(i) {
+		r := m.block
+		for i := range r.Len() {
+			for _, id := range wanted[string(r.ID(i))] {
+				if id.ns == r.Nanoseconds(i) && id.key == r.KeyID(i) {
 					stored[id] = true
 				}
 			}
@@ -339,7 +340,7 @@ func (w *worker) insert(ctx context.Context, resumed bool) error {
 		}
 		token := fmt.Sprintf("%s:%d:%d-%d:%d", w.stream, w.p.Number, b.first, b.last, m.number)
 		if err := w.untilDone(ctx, "insert events", func(ctx context.Context) error {
-			return w.insertBlock(ctx, m.rows, token)
+			return w.insertBlock(ctx, m.block, token)
 		}); err != nil {
 			return err
 		}
@@ -347,7 +348,7 @@ func (w *worker) insert(ctx context.Context, resumed bool) error {
 	return nil
 }
 
-func (w *worker) insertBlock(ctx context.Context, r *rows, token string) error {
+func (w *worker) insertBlock(ctx context.Context, r *rows.Block, token string) error {
 	var in *store.Inserter
 	for in == nil {
 		wctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -363,14 +364,14 @@ func (w *worker) insertBlock(ctx context.Context, r *rows, token string) error {
 	ictx, cancel := context.WithTimeout(ctx, w.c.cfg.InsertTimeout)
 	defer cancel()
 	began := time.Now()
-	err := in.Insert(ictx, "usage_events", r.input, insertSettings(token)...)
-	w.c.metrics.insert(r.len(), time.Since(began), err)
+	err := in.Insert(ictx, "usage_events", r.Input(), InsertSettings(token)...)
+	w.c.metrics.insert(r.Len(), time.Since(began), err)
 	return err
 }
 
-// insertSettings make an insert that is repeated harmless, for the table and for
+// InsertSettings make an insert that is repeated harmless, for the table and for
 // the views that it feeds, and keep a block in one piece.
-func insertSettings(token string) []store.Setting {
+func InsertSettings(token string) []store.Setting {
 	return []store.Setting{
 		{Name: "insert_deduplication_token", Value: token},
 		{Name: "insert_deduplicate", Value: "1"},

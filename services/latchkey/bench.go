@@ -7,6 +7,6 @@ func newBenchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure this machine: the published performance figures, as ratios in one run",
 	}
-	cmd.AddCommand(newBenchDetectCmd(), newBenchEdgeCmd())
+	cmd.AddCommand(newBenchDetectCmd(), newBenchEdgeCmd(), newBenchCollectCmd())
 	return cmd
 }

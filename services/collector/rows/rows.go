@@ -1,4 +1,5 @@
-package collector
+// Package rows builds blocks of table usage_events, column by column.
+package rows
 
 import (
 	"time"
@@ -8,8 +9,8 @@ import (
 	"github.com/latchkey-dev/latchkey/schemas/usage"
 )
 
-// rows is a block of usage_events, column by column.
-type rows struct {
+// Block is a block of usage_events. It is for one goroutine.
+type Block struct {
 	id                                     proto.ColStr
 	time                                   proto.ColDateTime64
 	orgID, keyID                           dict
@@ -29,8 +30,9 @@ type rows struct {
 	input                                  proto.Input
 }
 
-func newRows() *rows {
-	r := &rows{}
+// New makes an empty block.
+func New() *Block {
+	r := &Block{}
 	r.time.WithPrecision(proto.PrecisionNano).WithLocation(time.UTC)
 	r.ingestedAt.WithPrecision(proto.PrecisionMilli).WithLocation(time.UTC)
 	r.input = proto.Input{
@@ -60,17 +62,18 @@ func newRows() *rows {
 	return r
 }
 
-// place is where an event lay in JetStream.
-type place struct {
-	stream     string
-	partition  uint16
-	sequence   uint64
-	index      uint32
-	ingestedAt time.Time
-	history    bool
+// Place is where an event lay in JetStream.
+type Place struct {
+	Stream     string
+	Partition  uint16
+	Sequence   uint64
+	Index      uint32
+	IngestedAt time.Time
+	History    bool
 }
 
-func (r *rows) add(ev *usage.Event, at *place) {
+// Add appends an event, which must be normalized.
+func (r *Block) Add(ev *usage.Event, at *Place) {
 	r.id.Append(ev.ID)
 	r.time.Data = append(r.time.Data, proto.DateTime64(ev.Time.UnixNano()))
 	r.orgID.add(ev.OrgID)
@@ -87,17 +90,19 @@ func (r *rows) add(ev *usage.Event, at *place) {
 	r.requestBytes = append(r.requestBytes, ev.RequestBytes)
 	r.responseBytes = append(r.responseBytes, ev.ResponseBytes)
 	r.gateway.add(ev.Gateway)
-	r.history = append(r.history, at.history)
-	r.ingestedAt.Data = append(r.ingestedAt.Data, proto.DateTime64(at.ingestedAt.UnixMilli()))
-	r.stream.add(at.stream)
-	r.partition = append(r.partition, at.partition)
-	r.sequence = append(r.sequence, at.sequence)
-	r.index = append(r.index, at.index)
+	r.history = append(r.history, at.History)
+	r.ingestedAt.Data = append(r.ingestedAt.Data, proto.DateTime64(at.IngestedAt.UnixMilli()))
+	r.stream.add(at.Stream)
+	r.partition = append(r.partition, at.Partition)
+	r.sequence = append(r.sequence, at.Sequence)
+	r.index = append(r.index, at.Index)
 }
 
-func (r *rows) len() int { return len(r.sequence) }
+// Len is the number of rows.
+func (r *Block) Len() int { return len(r.sequence) }
 
-func (r *rows) reset() {
+// Reset empties the block and keeps its memory.
+func (r *Block) Reset() {
 	r.id.Reset()
 	r.time.Data = r.time.Data[:0]
 	r.sourceIP = r.sourceIP[:0]
@@ -113,3 +118,11 @@ func (r *rows) reset() {
 		d.reset()
 	}
 }
+
+// Input is the block in the form that an insert takes; it follows the block.
+func (r *Block) Input() proto.Input { return r.input }
+
+// ID, KeyID and Nanoseconds are those of row i; the id is valid until Reset.
+func (r *Block) ID(i int) []byte         { return r.id.RowBytes(i) }
+func (r *Block) KeyID(i int) string      { return r.keyID.row(i) }
+func (r *Block) Nanoseconds(i int) int64 { return int64(r.time.Data[i]) }

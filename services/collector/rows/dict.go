@@ -1,4 +1,4 @@
-package collector
+package rows
 
 import (
 	"encoding/binary"
