@@ -16,6 +16,7 @@ import (
 	"github.com/latchkey-dev/latchkey/schemas/alert"
 	"github.com/latchkey-dev/latchkey/schemas/baseline"
 	"github.com/latchkey-dev/latchkey/schemas/key"
+	"github.com/latchkey-dev/latchkey/schemas/usage"
 	"github.com/latchkey-dev/latchkey/services/internal/api"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 )
@@ -178,7 +179,7 @@ func (s *Service) getAlert(ctx context.Context, in *alertInput) (*alertOutput, e
 }
 
 type verdictInput struct {
-	alertInput
+	ID   string `path:"id" maxLength:"200"`
 	Body struct {
 		Verdict string `json:"verdict" enum:"expected,compromised,planned"`
 	}
@@ -237,7 +238,7 @@ func (s *Service) judge(ctx context.Context, e *episode, word string, by *viewer
 	if err != nil {
 		return nil, fmt.Errorf("encode audit event: %w", err)
 	}
-	if _, err := s.js.Publish(ctx, "audit.alert."+e.ID, body, jetstream.WithMsgID(ev.ID)); err != nil {
+	if _, err := s.js.Publish(ctx, "audit.alert."+usage.SubjectToken(e.ID), body, jetstream.WithMsgID(ev.ID)); err != nil {
 		return nil, fmt.Errorf("publish audit event: %w", err)
 	}
 	kv, err := s.js.KeyValue(ctx, bus.Verdicts)
