@@ -78,7 +78,7 @@ const (
 var logRise = math.Log(riseRatio)
 
 func (p *profile) initVolume() {
-	p.Batch, p.Spread, p.Grain = 1.5, 0.05, 1
+	p.Batch, p.Spread, p.Grain = 2, 0.05, 1
 }
 
 // packCount codes a mean count into 16 bits with a relative error of 1/4000.
@@ -203,7 +203,7 @@ func (p *profile) learnSpread(c, lambda float64) {
 		if c > 0 {
 			p.Grain += float32(0.02 * min(c, 5) * (float64(p.Starts)/c - float64(p.Grain)) / 2)
 		}
-		p.Batch += float32(0.01 * (min(d/(lambda+0.3), 40) - float64(p.Batch)))
+		p.Batch += float32(0.005 * (min(d/(lambda+0.3), 40) - float64(p.Batch)))
 		return
 	}
 	p.Spread += float32(0.01 * (min(max(d-lambda, 0)/(lambda*lambda), 2) - float64(p.Spread)))
@@ -211,7 +211,7 @@ func (p *profile) learnSpread(c, lambda float64) {
 
 // inflation is the variance of a count with the given mean, over the mean.
 func (p *profile) inflation(lambda float64) float64 {
-	return max(1, float64(p.Batch)) + float64(p.Spread)*lambda
+	return max(1, float64(p.Batch), 1/max(float64(p.Grain), 0.1)) + float64(p.Spread)*lambda
 }
 
 // evidence is Page's cumulative sum (1954) for a Poisson rate of riseRatio times
@@ -252,8 +252,9 @@ func (p *profile) plan() {
 	if young > 1 {
 		burst = max(burst, young*most, 500)
 	}
+	doubt := 1 + 0.25*max(0, volumeMature-float64(age)/float64(24*time.Hour))/14
 	p.Floor = float32(burst)
-	p.Need = float32(max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1), 1) * min(young, 4))
+	p.Need = float32(max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1), 1) * min(young, 4) * doubt)
 	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6, burst)
 	p.BinAlarm = countOf(bin)
 	p.planSoFar()
@@ -272,10 +273,10 @@ func (p *profile) planSoFar() {
 	}
 	room := float64(p.Need) - float64(p.Excess)
 	c := (room*p.inflation(lambda+0.2) + (riseRatio-1)*(lambda+0.2)) / logRise
-	p.CountAlarm = countOf(max(c, 6, 3*lambda, burst))
+	p.CountAlarm = countOf(max(c, 6, leastRatio*lambda, burst))
 	p.StartsAlarm = math.MaxUint32
 	grain := float64(p.Grain)
-	c = max(5, (room*1.1+(riseRatio-1)*(lambda*grain+0.25))/logRise, 3*lambda*grain)
+	c = max(5, (room*1.1+(riseRatio-1)*(lambda*grain+0.25))/logRise, leastRatio*lambda*grain)
 	if p.Lambda < 20 && c >= burst*grain {
 		p.StartsAlarm = countOf(c)
 	}

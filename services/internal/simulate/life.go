@@ -521,24 +521,35 @@ func (l *Life) run(r *rand.Rand, day time.Time, j job) []usage.Event {
 }
 
 func (l *Life) event(r *rand.Rand, at time.Time, routes []choice, ip netip.Addr) usage.Event {
-	weights := make([]float64, len(routes))
-	for i, c := range routes {
-		weights[i] = c.weight
-	}
-	c := routes[weighted(r, weights)]
+	c := draw(r, routes)
 	ev := usage.Event{
 		Time: at.Truncate(time.Millisecond), OrgID: l.OrgID, KeyID: l.KeyID, SourceIP: ip, Method: c.method, Route: l.path(r, c.path),
-		Status: 200, Scope: c.scope, Decision: usage.Allow, UserAgent: l.agent, LatencyUS: uint32(around(r, 300, 60000)),
+		Status: 200, Scope: c.scope, Decision: usage.Allow, UserAgent: l.agent, LatencyUS: uint32(300 + 5000*r.ExpFloat64()),
 		RequestBytes: uint64(r.IntN(900)), ResponseBytes: uint64(r.IntN(4000)), Gateway: "edge-1",
 	}
 	if l.withIDs {
 		l.serial++
-		ev.ID = fmt.Sprintf("%s-%x-%d", l.KeyID, at.UnixMilli(), l.serial)
+		ev.ID = l.KeyID + "-" + strconv.FormatInt(at.UnixMilli(), 36) + "-" + strconv.Itoa(l.serial)
 	}
 	if chance(r, 0.002) {
 		ev.Decision, ev.DenyReason, ev.Status = usage.Deny, usage.DenyRateLimited, 429
 	}
 	return ev
+}
+
+// draw picks a route by its weight.
+func draw(r *rand.Rand, routes []choice) *choice {
+	sum := 0.0
+	for i := range routes {
+		sum += routes[i].weight
+	}
+	x := r.Float64() * sum
+	for i := range routes {
+		if x -= routes[i].weight; x < 0 {
+			return &routes[i]
+		}
+	}
+	return &routes[len(routes)-1]
 }
 
 // path fills a template with identifiers where the key sends raw paths.
