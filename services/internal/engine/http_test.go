@@ -243,3 +243,39 @@ func TestPassword(t *testing.T) {
 		}
 	}
 }
+
+func TestForeignPagesAreRefused(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	for _, c := range []struct {
+		host, origin string
+		status       int
+	}{
+		{"", "", 200},
+		{"localhost:8123", "", 200},
+		{"host.docker.internal:8123", "", 200},
+		{"", "http://" + e.HTTPAddr(), 200},
+		{"", "https://evil.example", 403},
+		{"", "null", 403},
+		{"evil.example:8123", "", 403},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+e.HTTPAddr()+"/", strings.NewReader("SELECT 1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.host != "" {
+			req.Host = c.host
+		}
+		if c.origin != "" {
+			req.Header.Set("Origin", c.origin)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != c.status {
+			t.Errorf("%+v: status %d", c, res.StatusCode)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -77,8 +78,8 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	values := r.URL.Query()
-	if r.Method == http.MethodOptions {
-		w.WriteHeader(http.StatusNoContent)
+	if !s.trusts(r) {
+		http.Error(w, "Requests that another web site makes a browser send are refused.", http.StatusForbidden)
 		return
 	}
 	if (r.Method == http.MethodGet || r.Method == http.MethodHead) && !values.Has("query") {
@@ -90,6 +91,30 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := x.serve(); err != nil {
 		x.fail(err)
 	}
+}
+
+// trusts refuses what a foreign page makes a browser send: cross-site forms, and
+// names that a foreign DNS server points at this machine. Other clients send no
+// Origin and use the name that they were given.
+func (s *Server) trusts(r *http.Request) bool {
+	if origin := r.Header.Get("Origin"); origin != "" {
+		u, err := url.Parse(origin)
+		if err != nil || u.Host != r.Host {
+			return false
+		}
+	}
+	if s.cfg.Password != "" {
+		return true
+	}
+	host := r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.Trim(host, "[]"))
+	if net.ParseIP(host) != nil || !strings.Contains(host, ".") {
+		return true
+	}
+	return slices.ContainsFunc([]string{".localhost", ".internal", ".local"}, func(suffix string) bool { return strings.HasSuffix(host, suffix) })
 }
 
 // exchange is one HTTP request with its answer.
@@ -207,13 +232,12 @@ func (x *exchange) head(body io.Reader) (head string, rest io.Reader, err error)
 			return query, body, nil
 		}
 	}
-	b := make([]byte, headSize)
-	n, err := io.ReadFull(body, b)
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return query + string(b[:n]), nil, nil
-	case err != nil:
+	b, err := io.ReadAll(io.LimitReader(body, headSize))
+	if err != nil {
 		return "", nil, exception(codeBadArguments, "BAD_ARGUMENTS", "cannot read the request's body: %v", err)
+	}
+	if len(b) < headSize {
+		body = nil
 	}
 	return query + string(b), body, nil
 }

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/latchkey-dev/latchkey/services/internal/engine/chdb"
 	"github.com/latchkey-dev/latchkey/services/internal/engine/sql"
 )
@@ -121,7 +123,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	failed := make(chan error, 2)
 	go func() { failed <- s.serveNative() }()
 	go func() {
-		if err := web.Serve(s.cfg.HTTP); !errors.Is(err, http.ErrServerClosed) {
+		if err := web.Serve(netutil.LimitListener(s.cfg.HTTP, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 			failed <- fmt.Errorf("serve HTTP: %w", err)
 		}
 	}()
