@@ -73,6 +73,10 @@ const (
 	// volumeSettled is the number of hours before a profile tells what is unusual.
 	volumeSettled = 120
 	batchPause    = int64(time.Minute)
+	// leastRatio is how many times the expected count any alarm takes at least.
+	leastRatio = 4.5
+	// volumeMature is the age in days from which a profile is trusted in full.
+	volumeMature = 30.0
 )
 
 var logRise = math.Log(riseRatio)
