@@ -227,7 +227,7 @@ func (s *Service) watchKeys(ctx context.Context) error {
 		if err := json.Unmarshal(m.Data(), &change); err != nil {
 			s.log.Warn("a key's record cannot be read", "subject", m.Subject(), "error", err)
 		} else if change.Record.ParentKeyID != "" {
-			s.parents.Store(change.Record.ID, change.Record.ParentKeyID)
+			s.rotated(change.Record.ID, change.Record.ParentKeyID)
 		}
 		if left > 0 {
 			if left--; left == 0 {
@@ -244,6 +244,18 @@ func (s *Service) watchKeys(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// rotated notes which key a key was rotated from.
+func (s *Service) rotated(child, parent string) {
+	if known, loaded := s.parents.Swap(child, parent); loaded && known == parent {
+		return // a later change of the same key
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.workers {
+		w.tell("", child)
 	}
 }
 
@@ -297,7 +309,7 @@ func (s *Service) hear(entry jetstream.KeyValueEntry) {
 	}
 	s.verdicts[entry.Key()] = v
 	for _, w := range s.workers {
-		w.tell(entry.Key())
+		w.tell(entry.Key(), "")
 	}
 }
 

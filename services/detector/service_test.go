@@ -463,6 +463,10 @@ func TestRotatedKeyInherits(t *testing.T) {
 	in := start(t, server)
 	caughtUp(t, js)
 	var children []usage.Event
+	early := events[len(events)-1] // the first child is used before its rotation is known
+	early.ID, early.KeyID, early.Time = "early", "key_child_0", early.Time.Add(time.Second)
+	publish(t, js, []usage.Event{early}, false)
+	caughtUp(t, js)
 	for k := range 6 {
 		child := fmt.Sprintf("key_child_%d", k)
 		change, err := json.Marshal(key.Change{Type: key.Rotated, Record: key.Record{ID: child, ParentKeyID: fmt.Sprintf("key_%d", k)}})

@@ -60,8 +60,9 @@ type worker struct {
 	stopping bool
 	nextSave time.Time
 
-	mu    sync.Mutex
-	inbox []string // alert ids with a new verdict
+	mu      sync.Mutex
+	judged  []string // alert ids with a new verdict
+	rotated []string // key ids that were just made by a rotation
 }
 
 // entry is a key of a worker.
@@ -144,7 +145,7 @@ func (w *worker) work(ctx, writing context.Context) error {
 				touched = time.Now()
 			}
 		}
-		w.hearVerdicts()
+		w.listen(ctx)
 		if err := w.settle(ctx); err != nil {
 			return err
 		}
@@ -375,21 +376,35 @@ func (s *Service) deliver(ctx context.Context, p publication) error {
 	}
 }
 
-// tell is called by the watcher of verdicts.
-func (w *worker) tell(alertID string) {
+// tell is called by the watchers of verdicts and of keys.
+func (w *worker) tell(alertID, keyID string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.inbox = append(w.inbox, alertID)
+	if alertID != "" {
+		w.judged = append(w.judged, alertID)
+	}
+	if keyID != "" {
+		w.rotated = append(w.rotated, keyID)
+	}
 }
 
-func (w *worker) hearVerdicts() {
+// listen does what the watchers told.
+func (w *worker) listen(ctx context.Context) {
 	w.mu.Lock()
-	ids := w.inbox
-	w.inbox = nil
+	judged, rotated := w.judged, w.rotated
+	w.judged, w.rotated = nil, nil
 	w.mu.Unlock()
-	for _, id := range ids {
+	for _, id := range judged {
 		if keyID, known := w.alerts[id]; known {
 			w.judge(w.entries[keyID], id)
+		}
+	}
+	for _, keyID := range rotated {
+		// A key that was used before its rotation was known; the engine leaves one
+		// alone that has lived on its own for long.
+		if e := w.entries[keyID]; e != nil {
+			w.inherit(ctx, keyID)
+			w.mark(e)
 		}
 	}
 }
