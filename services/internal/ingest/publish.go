@@ -155,24 +155,35 @@ func (p *Publisher) again(ctx context.Context, msg *nats.Msg, why error) (*jetst
 	return nil, fmt.Errorf("publish events: JetStream takes none for %s: %w", patience, why)
 }
 
-// AwaitReaders returns once the named consumers of stream USAGE, one a
-// partition, have acknowledged everything up to the sequences of
-// [Publisher.Last]. progress is called with how many partitions are through.
+// ErrNoReader says that nobody reads what was published.
+var ErrNoReader = errors.New("no collector is running")
+
+// readerPatience is how long AwaitReaders waits for a reader to appear.
+const readerPatience = 10 * time.Second
+
+// AwaitReaders returns once the named consumers of a stream, one a partition,
+// have acknowledged everything up to the sequences of [Publisher.Last], or with
+// [ErrNoReader] if they have no reader. progress is called with how many
+// partitions are through.
 func AwaitReaders(ctx context.Context, js jetstream.JetStream, stream string, last map[int]uint64, consumer func(partition int) string, progress func(through int)) error {
 	through := map[int]bool{}
-	for {
+	for seen := time.Now(); ; {
 		for partition, sequence := range last {
 			if through[partition] {
 				continue
 			}
 			c, err := js.Consumer(ctx, stream, consumer(partition))
+			if errors.Is(err, jetstream.ErrConsumerNotFound) {
+				return fmt.Errorf("ask for the reader of partition %d: %w", partition, err)
+			}
 			if err != nil {
-				if errors.Is(err, jetstream.ErrConsumerNotFound) {
-					return fmt.Errorf("ask for the reader of partition %d: %w", partition, err)
-				}
 				break // NATS is away for a moment: ask again below
 			}
-			if c.CachedInfo().AckFloor.Stream >= sequence {
+			info := c.CachedInfo()
+			if hasReader(info) {
+				seen = time.Now()
+			}
+			if info.AckFloor.Stream >= sequence {
 				through[partition] = true
 				progress(len(through))
 			}
@@ -180,10 +191,18 @@ func AwaitReaders(ctx context.Context, js jetstream.JetStream, stream string, la
 		if len(through) == len(last) {
 			return nil
 		}
+		if time.Since(seen) > readerPatience {
+			return ErrNoReader
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// hasReader reports whether somebody asks for messages or was given the consumer.
+func hasReader(info *jetstream.ConsumerInfo) bool {
+	return info.NumWaiting > 0 || len(info.PriorityGroups) > 0 && info.PriorityGroups[0].PinnedClientID != ""
 }
