@@ -21,12 +21,20 @@ import (
 type Intent struct {
 	First uint64 `json:"first"`
 	Last  uint64 `json:"last"`
-	// The rest is for people: who, when, how many rows, and what became of those
-	// before it since this owner took the partition.
-	Owner  string    `json:"owner"`
-	Time   time.Time `json:"time"`
-	Rows   int       `json:"rows"`
-	Events int       `json:"events"`
+	// Time is when the batch was first attempted.
+	Time time.Time `json:"time"`
+	// The rest is for people.
+	Owner  string `json:"owner"`
+	Rows   int    `json:"rows"`
+	Events int    `json:"events"`
+}
+
+// since keeps the time of a batch that is attempted again.
+func (it Intent) since(now time.Time) time.Time {
+	if it.Last > 0 {
+		return it.Time
+	}
+	return now.UTC()
 }
 
 type intents struct {

@@ -118,27 +118,23 @@ AND NOT (stream = %s AND partition = %d AND sequence BETWEEN %d AND %d)`,
 	return stored, nil
 }
 
-// storedMonths asks which months of a batch are in ClickHouse. A batch is
-// inserted month by month and each insert is whole or not at all.
-func (w *worker) storedMonths(ctx context.Context, b *batch) (map[int]bool, error) {
-	rows, err := w.c.store.Conn.Query(ctx, `SELECT DISTINCT toYYYYMM(time) FROM usage_events
-WHERE stream = ? AND partition = ? AND sequence BETWEEN ? AND ?`, w.stream, uint16(w.p.Number), b.first, b.last)
+func (w *worker) countRows(ctx context.Context, b *batch) (map[int]uint64, error) {
+	rows, err := w.c.store.Conn.Query(ctx, `SELECT toYYYYMM(time) AS month, count() FROM usage_events
+WHERE stream = ? AND partition = ? AND sequence BETWEEN ? AND ? GROUP BY month`, w.stream, uint16(w.p.Number), b.first, b.last)
 	if err != nil {
-		return nil, fmt.Errorf("look for the batch: %w", err)
+		return nil, err
 	}
 	defer rows.Close()
-	months := map[int]bool{}
+	months := map[int]uint64{}
 	for rows.Next() {
 		var month uint32
-		if err := rows.Scan(&month); err != nil {
-			return nil, fmt.Errorf("look for the batch: %w", err)
+		var n uint64
+		if err := rows.Scan(&month, &n); err != nil {
+			return nil, err
 		}
-		months[int(month)] = true
+		months[int(month)] = n
 	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("look for the batch: %w", err)
-	}
-	return months, nil
+	return months, rows.Err()
 }
 
 func list(values map[string]bool) string {

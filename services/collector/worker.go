@@ -56,7 +56,7 @@ func (c *Service) own(ctx context.Context, p *bus.Partition) error {
 		if err := w.collect(ctx, intent); err != nil {
 			return err
 		}
-		resumed := intent.Last > 0
+		resumed := intent
 		intent = Intent{}
 		if w.batch.messages == 0 {
 			continue
@@ -232,13 +232,13 @@ func (w *worker) take(m *bus.Message) {
 
 // finish stores the batch and acknowledges it. A shutdown lets it end if that
 // does not take long; else the successor repeats it.
-func (w *worker) finish(ctx context.Context, resumed bool) error {
+func (w *worker) finish(ctx context.Context, resumed Intent) error {
 	ctx, cancel := graceful(ctx, finishWithin)
 	defer cancel()
 	b := &w.batch
 	began := time.Now()
 	if err := w.intents.store(ctx, Intent{
-		First: b.first, Last: b.last, Owner: w.c.owner, Time: began.UTC(), Rows: b.rows + len(b.suspects), Events: b.events,
+		First: b.first, Last: b.last, Owner: w.c.owner, Time: resumed.since(began), Rows: b.rows + len(b.suspects), Events: b.events,
 	}); err != nil {
 		return err
 	}
@@ -320,32 +320,66 @@ func (b *batch) markOwn(stored map[identity]bool) {
 	}
 }
 
+// tokenLife is how long a deduplication token is surely remembered: with 16
+// partitions that insert once a second, the window of 20,000 inserts (see the
+// migrations) lasts twenty minutes.
+const tokenLife = 10 * time.Minute
+
 // insert writes the rows month by month until ClickHouse has them.
-func (w *worker) insert(ctx context.Context, resumed bool) error {
+//
+// A batch that may be there already is inserted once more with its token all the
+// same: ClickHouse may have died when the table had the block and a rollup had
+// not, and then only the repeated insert brings it there. Afterwards the rows are
+// counted, for ClickHouse notes a token just before the block becomes visible,
+// and may die in between.
+func (w *worker) insert(ctx context.Context, intent Intent) error {
 	b := &w.batch
-	var have map[int]bool
-	if resumed {
-		// The token would settle it too, unless more inserts than the window
-		// holds have come since.
-		if err := w.untilDone(ctx, "look for the batch", func(ctx context.Context) (err error) {
-			have, err = w.storedMonths(ctx, b)
-			return err
-		}); err != nil {
+	var have map[int]uint64
+	if intent.Last > 0 && time.Since(intent.Time) > tokenLife {
+		var err error
+		if have, err = w.storedRows(ctx); err != nil {
 			return err
 		}
 	}
 	for _, m := range b.months {
-		if have[m.number] {
+		if have[m.number] > 0 {
 			continue
 		}
 		token := fmt.Sprintf("%s:%d:%d-%d:%d", w.stream, w.p.Number, b.first, b.last, m.number)
-		if err := w.untilDone(ctx, "insert events", func(ctx context.Context) error {
-			return w.insertBlock(ctx, m.block, token)
-		}); err != nil {
-			return err
+		for try := 1; ; try++ {
+			attempts := 0
+			if err := w.untilDone(ctx, "insert events", func(ctx context.Context) error {
+				attempts++
+				return w.insertBlock(ctx, m.block, token)
+			}); err != nil {
+				return err
+			}
+			if intent.Last == 0 && attempts == 1 && try == 1 {
+				break
+			}
+			stored, err := w.storedRows(ctx)
+			if err != nil {
+				return err
+			}
+			if stored[m.number] >= uint64(m.block.Len()) {
+				break
+			}
+			w.log.Warn("a block was taken for a repeated one and is not there; inserting it under another token",
+				"first", b.first, "last", b.last, "stored", stored[m.number], "rows", m.block.Len())
+			token = fmt.Sprintf("%s:%d:%d-%d:%d:%d", w.stream, w.p.Number, b.first, b.last, m.number, try)
 		}
 	}
 	return nil
+}
+
+// storedRows counts the rows of the batch in ClickHouse by month. Each month is
+// there as a whole or not at all.
+func (w *worker) storedRows(ctx context.Context) (rows map[int]uint64, err error) {
+	err = w.untilDone(ctx, "count the rows of the batch", func(ctx context.Context) (err error) {
+		rows, err = w.countRows(ctx, &w.batch)
+		return err
+	})
+	return rows, err
 }
 
 func (w *worker) insertBlock(ctx context.Context, r *rows.Block, token string) error {

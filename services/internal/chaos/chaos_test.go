@@ -1,0 +1,344 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	publisher "github.com/latchkey-dev/latchkey/pkg/usage"
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
+	"github.com/latchkey-dev/latchkey/services/internal/engine"
+	"github.com/latchkey-dev/latchkey/services/internal/engine/enginetest"
+	"github.com/latchkey-dev/latchkey/services/internal/store"
+)
+
+var long = os.Getenv("LATCHKEY_TEST_LONG") != ""
+
+// world is everything that the suite breaks.
+type world struct {
+	t          *testing.T
+	servers    []*process
+	collectors []*process
+	engine     *engine.Engine
+	proxy      *proxy
+	nc         *nats.Conn
+	js         jetstream.JetStream
+	db         *store.Store
+
+	accepted atomic.Int64
+	batches  atomic.Int64
+	poison   atomic.Int64
+}
+
+// newWorld starts servers of NATS (one, or three in a cluster), the engine behind
+// a proxy, and two collectors.
+func newWorld(t *testing.T, servers int) *world {
+	t.Helper()
+	w := &world{t: t, engine: enginetest.StartOwn(t)}
+	w.proxy = newProxy(t, w.engine.NativeAddr())
+	urls := w.startServers(servers)
+	var err error
+	if w.nc, err = connect(urls); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.nc.Close)
+	if w.js, err = jetstream.New(w.nc); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("create the streams", func(ctx context.Context) error {
+		return bus.Ensure(ctx, w.js, bus.Config{Replicas: servers, Partitions: 4})
+	})
+	if w.db, err = store.Open(t.Context(), w.engine.URL("latchkey")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.db.Close() })
+	if _, err := w.db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		w.collectors = append(w.collectors, start(t, "collector", "LATCHKEY_NATS_URL="+urls, fmt.Sprintf("CHAOS_REPLICAS=%d", servers),
+			"LATCHKEY_CLICKHOUSE_URL=clickhouse://"+w.proxy.addr()+"/latchkey", "LATCHKEY_COLLECTOR_FLUSH_INTERVAL=100ms",
+			"LATCHKEY_COLLECTOR_INSERT_TIMEOUT=10s"))
+	}
+	return w
+}
+
+// connect waits for the server's first breath.
+func connect(urls string) (nc *nats.Conn, err error) {
+	for range 300 {
+		if nc, err = bus.Connect(urls, "chaos", nats.ReconnectWait(50*time.Millisecond)); err == nil {
+			return nc, nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return nil, err
+}
+
+func (w *world) startServers(n int) (urls string) {
+	addrs, routes := make([]string, n), make([]string, n)
+	for i := range n {
+		addrs[i], routes[i] = freeAddr(w.t), freeAddr(w.t)
+	}
+	for i := range n {
+		env := []string{"CHAOS_DIR=" + w.t.TempDir(), "CHAOS_ADDR=" + addrs[i]}
+		if n > 1 {
+			env = append(env, fmt.Sprintf("CHAOS_NAME=n%d", i), "CHAOS_CLUSTER_ADDR="+routes[i], "CHAOS_ROUTES=nats://"+strings.Join(routes, ",nats://"))
+		}
+		w.servers = append(w.servers, start(w.t, "nats", env...))
+	}
+	return "nats://" + strings.Join(addrs, ",nats://")
+}
+
+func (w *world) eventually(what string, try func(context.Context) error) {
+	w.t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+		err := try(ctx)
+		cancel()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// load publishes until ctx is done; what Publish did not confirm is published
+// again until it does, as a careful gateway would.
+func (w *world) load(ctx context.Context) {
+	p, err := publisher.New(w.t.Context(), w.nc, publisher.Options{Partitions: 4, AckTimeout: time.Second})
+	if err != nil {
+		w.t.Errorf("publisher: %v", err)
+		return
+	}
+	defer p.Close(context.Background())
+	for ctx.Err() == nil {
+		n := w.batches.Add(1)
+		events := make([]usage.Event, 50+rand.IntN(400))
+		for i := range events {
+			events[i] = usage.Event{
+				Time: time.Now().UTC(), OrgID: "org_a", KeyID: fmt.Sprintf("key_%d", rand.IntN(60)), SourceIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}),
+				Method: "GET", Route: "/v1/x", Status: 200, Decision: usage.Allow, RequestBytes: uint64(n),
+			}
+		}
+		for {
+			// The load is generated beyond ctx, or an event might be half accepted.
+			pctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+			err := p.Publish(pctx, events)
+			cancel()
+			if err == nil {
+				break
+			}
+			if w.t.Context().Err() != nil {
+				return
+			}
+		}
+		w.accepted.Add(int64(len(events)))
+		if rand.IntN(10) == 0 {
+			w.publishPoison()
+		}
+	}
+}
+
+// publishPoison puts something unreadable between good events.
+func (w *world) publishPoison() {
+	bodies := []struct{ contentType, body string }{
+		{usage.ContentTypeJSON, "{"}, {usage.ContentTypeNDJSON, "x\ny\n"}, {usage.ContentTypeProtobuf, "\xff\x01"}, {"text/plain", "hello"}, {usage.ContentTypeJSON, ""},
+	}
+	b := bodies[rand.IntN(len(bodies))]
+	_ = w.nc.PublishMsg(&nats.Msg{
+		Subject: usage.Subject(rand.IntN(4)), Header: nats.Header{"Content-Type": {b.contentType}}, Data: []byte(b.body),
+	})
+	w.poison.Add(1)
+}
+
+// faults are what may happen, each in its own time.
+func (w *world) faults() map[string]func() {
+	pick := func(list []*process) *process { return list[rand.IntN(len(list))] }
+	return map[string]func(){
+		"kill collector":  func() { p := pick(w.collectors); p.kill(); p.start() },
+		"kill nats":       func() { p := pick(w.servers); p.kill(); p.start() },
+		"kill clickhouse": func() { _ = syscall.Kill(w.engine.Pid(), syscall.SIGKILL) },
+		"lose answers":    func() { w.proxy.swallow.Store(3) },
+		"break the wire":  w.proxy.cut,
+	}
+}
+
+// settle waits until the collectors have acknowledged everything.
+func (w *world) settle() {
+	w.t.Helper()
+	deadline := time.Now().Add(3 * time.Minute)
+	for {
+		waiting, err := w.waiting()
+		if err == nil && waiting == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("%d messages are not stored, %v", waiting, err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+func (w *world) waiting() (n uint64, err error) {
+	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+	defer cancel()
+	for p := range 4 {
+		c, err := w.js.Consumer(ctx, bus.Usage, bus.ConsumerName(bus.Collector, p))
+		if err != nil {
+			return 0, err
+		}
+		info := c.CachedInfo()
+		n += info.NumPending + uint64(info.NumAckPending)
+	}
+	return n, nil
+}
+
+// verify is the promise: every accepted event once, the rollups alike.
+func (w *world) verify() {
+	w.t.Helper()
+	w.settle()
+	want := uint64(w.accepted.Load())
+	for _, query := range []string{
+		"SELECT count() FROM usage_events",
+		"SELECT uniqExact(id) FROM usage_events",
+		"SELECT sum(events) FROM usage_hourly",
+		"SELECT sum(events) FROM key_last_used",
+	} {
+		var got uint64
+		w.eventually(query, func(ctx context.Context) error { return w.db.Conn.QueryRow(ctx, query).Scan(&got) })
+		if got != want {
+			w.t.Errorf("%s: %d, want %d", query, got, want)
+		}
+	}
+	w.t.Logf("%d events, %d poisoned messages, %d answers lost", want, w.poison.Load(), w.proxy.lost.Load())
+}
+
+// TestKills breaks everything at random moments under load.
+func TestKills(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	kills, between := 12, 400*time.Millisecond
+	if long {
+		kills, between = 75, 1200*time.Millisecond
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.load(ctx) })
+	faults := w.faults()
+	names := []string{"kill collector", "kill nats", "kill clickhouse", "lose answers", "kill collector", "break the wire"}
+	for i := range kills {
+		time.Sleep(between/2 + rand.N(between))
+		name := names[i%len(names)]
+		faults[name]()
+		t.Logf("%d: %s after %d events", i, name, w.accepted.Load())
+	}
+	cancel()
+	wg.Wait()
+	w.verify()
+}
+
+// TestOutage takes ClickHouse away for longer than a batch waits.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.load(ctx) })
+	time.Sleep(time.Second)
+	w.proxy.down.Store(true)
+	w.proxy.cut()
+	outage := 4 * time.Second
+	if long {
+		outage = 90 * time.Second
+	}
+	time.Sleep(outage / 2)
+	w.collectors[0].kill()
+	w.collectors[0].start()
+	time.Sleep(outage / 2)
+	w.proxy.down.Store(false)
+	time.Sleep(time.Second)
+	cancel()
+	wg.Wait()
+	w.verify()
+}
+
+// TestFrozenOwner freezes a collector until the other one has its partitions,
+// and then lets it go on with what it had in hand.
+func TestFrozenOwner(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.load(ctx) })
+	rounds := 1
+	if long {
+		rounds = 8
+	}
+	for i := range rounds {
+		time.Sleep(time.Second)
+		w.collectors[i%2].signal(syscall.SIGSTOP)
+		time.Sleep(8 * time.Second)
+		w.collectors[i%2].signal(syscall.SIGCONT)
+	}
+	time.Sleep(time.Second)
+	cancel()
+	wg.Wait()
+	w.verify()
+}
+
+// TestCluster kills servers of a cluster of three under load.
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.load(ctx) })
+	kills := 2
+	if long {
+		kills = 12
+	}
+	for i := range kills {
+		time.Sleep(2 * time.Second)
+		w.servers[i%3].kill()
+		time.Sleep(3 * time.Second)
+		w.servers[i%3].start()
+		// The next one is killed once this one has caught up, or there is no quorum.
+		w.eventually("find the quorum again", w.inSync)
+	}
+	cancel()
+	wg.Wait()
+	w.verify()
+}
+
+func (w *world) inSync(ctx context.Context) error {
+	s, err := w.js.Stream(ctx, bus.Usage)
+	if err != nil {
+		return err
+	}
+	c := s.CachedInfo().Cluster
+	if c == nil || c.Leader == "" || len(c.Replicas) != 2 {
+		return fmt.Errorf("cluster is %+v", c)
+	}
+	for _, r := range c.Replicas {
+		if r.Offline || !r.Current {
+			return fmt.Errorf("replica %s is behind", r.Name)
+		}
+	}
+	return nil
+}
