@@ -50,6 +50,25 @@ func (e *Engine) judgeScope(p *profile, ev *usage.Event, now int64, j *judgement
 	}
 }
 
+// observeStranger takes a refusal of a key that was never used: it counts for its
+// source only, and the key gets a baseline when it comes to carry the alert.
+func (e *Engine) observeStranger(ev *usage.Event, now int64, history bool) []alert.Alert {
+	s, crossed := e.sources.refuse(ev, now)
+	if !crossed {
+		return nil
+	}
+	p := e.create(ev.OrgID, ev.KeyID, ev.Time)
+	p.Events++
+	return e.guessed(p, s, ev, now, history)
+}
+
+func (e *Engine) guessed(p *profile, s *source, ev *usage.Event, now int64, history bool) []alert.Alert {
+	j := judgement{now: now}
+	p.GuessedKeys, p.GuessedTries = uint32(s.keys()), s.Tries
+	j.add(triggerGuess, alarm+math.Log2(float64(max(s.Tries, 2))/2)/2)
+	return e.decide(p, ev, &j, history)
+}
+
 // observeDenied takes a request that was refused because of the key itself.
 // It teaches nothing: it may not be the holder's.
 func (e *Engine) observeDenied(p *profile, ev *usage.Event, now int64, history bool) []alert.Alert {

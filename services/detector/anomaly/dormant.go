@@ -19,8 +19,9 @@ type dormantState struct {
 	Slept float32
 }
 
-// dormancyFloor is the least pause in days that can be dormancy: a holiday is none.
-const dormancyFloor = 20.5
+// dormancyFloor is the least pause in days that can be dormancy: three weeks of
+// holiday with the weekends around them are none.
+const dormancyFloor = 24
 
 // judgeDormancy asks how probable it is that a key with these pauses pauses so
 // long: the predictive of an exponential gap with a gamma prior (one gap of four

@@ -81,10 +81,13 @@ const lateness = 5 * time.Minute
 // With history set, alerts are marked historical.
 func (e *Engine) Observe(ev *usage.Event, history bool) []alert.Alert {
 	p := e.keys[ev.KeyID]
+	now := ev.Time.UnixNano()
 	if p == nil {
+		if ev.Decision == usage.Deny && !usesKey(ev.DenyReason) && ev.DenyReason != usage.DenyRevokedKey {
+			return e.observeStranger(ev, now, history) // guessed keys must not fill the memory
+		}
 		p = e.create(ev.OrgID, ev.KeyID, ev.Time)
 	}
-	now := ev.Time.UnixNano()
 	if ev.ID != "" && p.duplicate(ev.ID, now) {
 		return nil
 	}

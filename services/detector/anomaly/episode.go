@@ -40,7 +40,7 @@ const (
 	// combine is how long scores of different triggers add up.
 	combine = time.Hour
 	// episodeQuiet is how long an episode stays open after its last alarm.
-	episodeQuiet = 24 * time.Hour
+	episodeQuiet = 48 * time.Hour
 	// verdictTime is how long a verdict quiets the key.
 	verdictTime = 30 * 24 * time.Hour
 	planTime    = 7 * 24 * time.Hour

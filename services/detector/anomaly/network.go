@@ -185,11 +185,9 @@ func (p *profile) strangeness(l place, now int64) float64 {
 	prob := p.NewPrefix.rate(priorNews)
 	switch {
 	case !has(p.Countries[:], l.Country):
-		prob = min(prob, p.NewOperator.rate(priorNews), p.NewCountry.rate(priorNews))
-		if l.Known&countryKnown != 0 {
-			prob *= priorCountry
-		} else {
-			prob *= priorRegion
+		prob = min(prob, p.NewCountry.rate(priorNews)) * p.countryPrior(l)
+		if !has(p.Operators[:], l.Operator) {
+			prob = min(prob, p.NewOperator.rate(priorNews)*p.countryPrior(l))
 		}
 	case !has(p.Operators[:], l.Operator):
 		prob = min(prob, p.NewOperator.rate(priorNews)) * priorOperator
@@ -212,6 +210,20 @@ func (p *profile) strangeness(l place, now int64) float64 {
 		score -= 0.2 * (networkSettled - age)
 	}
 	return max(score, 0)
+}
+
+// countryPrior is how often a new prefix is also one of a new country, in the
+// population: seldom, but for operators whose networks span countries anyway.
+func (p *profile) countryPrior(l place) float64 {
+	switch {
+	case l.Known&operatorKnown != 0 && has(p.Operators[:], l.Operator) && l.Hosting != 0:
+		return priorKnown
+	case l.Known&operatorKnown != 0 && has(p.Operators[:], l.Operator):
+		return priorOperator
+	case l.Known&countryKnown != 0:
+		return priorCountry
+	}
+	return priorRegion
 }
 
 func (l place) words(e *Engine) string {
