@@ -60,7 +60,7 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 		return nil, fmt.Errorf("read LATCHKEY_MAIL_TIMEZONE: %w", err)
 	}
 	s := &Service{
-		cfg: cfg, log: log.With("component", "notifier"), mailer: mailer, metrics: newMetrics(deps.Metrics),
+		cfg: cfg, log: log, mailer: mailer, metrics: newMetrics(deps.Metrics),
 		render: &renderer{consoleURL: cfg.ConsoleURL, zone: zone, mailer: mailer},
 		now:    time.Now, window: time.Hour,
 	}

@@ -73,7 +73,7 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Mailbox, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for SMTP: %w", err)
 	}
-	m := &Mailbox{cfg: cfg, log: log.With("component", "mailbox"), store: st, listener: listener}
+	m := &Mailbox{cfg: cfg, log: log, store: st, listener: listener}
 	m.server = m.newServer()
 	return m, nil
 }
