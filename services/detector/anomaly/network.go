@@ -103,7 +103,7 @@ func (e *Engine) locate(a netip.Addr) place {
 	} else {
 		l.Coarse = pseudo | prefix>>16
 		l.Operator = pseudo | prefix>>32
-		l.Country = pseudo | 1<<16 | uint64(region6(prefix))
+		l.Country = pseudo | uint64(region6(prefix))
 	}
 	if e.opts.Locate != nil {
 		at := e.opts.Locate(a)
@@ -184,7 +184,7 @@ func (p *profile) visitWide(l place, day uint32) {
 func (p *profile) strangeness(l place, now int64) float64 {
 	prob := p.NewPrefix.rate(priorNews)
 	switch {
-	case !has(p.Countries[:], l.Country):
+	case !l.anywhere() && !has(p.Countries[:], l.Country):
 		prob = min(prob, p.NewCountry.rate(priorNews)) * p.countryPrior(l)
 		if !has(p.Operators[:], l.Operator) {
 			prob = min(prob, p.NewOperator.rate(priorNews)*p.countryPrior(l))
@@ -210,6 +210,11 @@ func (p *profile) strangeness(l place, now int64) float64 {
 		score -= 0.2 * (networkSettled - age)
 	}
 	return max(score, 0)
+}
+
+// anywhere reports whether neither data nor the registry say where a place is.
+func (l place) anywhere() bool {
+	return l.Known&countryKnown == 0 && byte(l.Country) == mixedRegion
 }
 
 // countryPrior is how often a new prefix is also one of a new country, in the
