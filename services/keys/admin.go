@@ -80,14 +80,21 @@ func ensureSystemOrg(ctx context.Context, js jetstream.JetStream) error {
 	if err != nil {
 		return fmt.Errorf("open bucket %s: %w", bus.Orgs, err)
 	}
-	body, err := json.Marshal(key.Org{ID: key.SystemOrg, Name: "Latchkey", CreatedAt: time.Now().UTC()})
+	if _, err := kv.Get(ctx, key.SystemOrg); !errors.Is(err, jetstream.ErrKeyNotFound) {
+		return err
+	}
+	org := key.Org{ID: key.SystemOrg, Name: "Latchkey", CreatedAt: time.Now().UTC()}
+	body, err := json.Marshal(org)
 	if err != nil {
 		return fmt.Errorf("encode organization: %w", err)
 	}
-	if _, err := kv.Create(ctx, key.SystemOrg, body); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
-		return fmt.Errorf("create organization %s: %w", key.SystemOrg, err)
-	}
-	return nil
+	s := &Service{js: js, log: slog.New(slog.DiscardHandler), now: time.Now, ids: &ids{}}
+	return s.audited(ctx, system, change{typ: "org.created", kind: "org", id: org.ID, org: org.ID, after: org}, func() error {
+		if _, err := kv.Create(ctx, org.ID, body); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
+			return fmt.Errorf("create organization %s: %w", org.ID, err)
+		}
+		return nil
+	})
 }
 
 // writeSecret writes a file that only its owner may read, whole or not at all.

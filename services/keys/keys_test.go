@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -184,6 +185,9 @@ func TestRefusals(t *testing.T) {
 		if r.status != c.want || r.header.Get("Content-Type") != "application/problem+json" {
 			t.Errorf("%s: %d %s: %.300s", name, r.status, r.header.Get("Content-Type"), r.body)
 		}
+	}
+	if res, err := http.Post(w.url+"/v1/orgs", "application/x-www-form-urlencoded", strings.NewReader(`{}`)); err != nil || res.StatusCode != 401 {
+		t.Errorf("a form without a key: %v", err)
 	}
 	id, _ := w.key(org, "a:b")
 	for _, grace := range []string{"-1h", "soon", "1000d", "99999999h"} {

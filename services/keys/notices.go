@@ -160,7 +160,7 @@ func (s *Service) evaluate(ctx context.Context, id string) error {
 	}
 	r, now := stored.Record, s.now().UTC()
 	p := effective(r.Policy, s.orgs.policy(r.OrgID))
-	used, factsErr := s.lastUsed(ctx, []string{id})
+	used, factsErr := s.lastUseOf(ctx, r, p, now)
 	said, err := s.readSaid(ctx, id)
 	if err != nil {
 		return err
@@ -196,6 +196,15 @@ func (s *Service) evaluate(ctx context.Context, id string) error {
 		return nil
 	}
 	return s.setTimer(ctx, id, next)
+}
+
+// lastUseOf asks when a key was last used, unless it is too young to be called
+// unused: most changes are of keys that are.
+func (s *Service) lastUseOf(ctx context.Context, r key.Record, p key.Policy, now time.Time) (map[string]time.Time, error) {
+	if now.Sub(r.CreatedAt) < time.Duration(p.UnusedDays)*day {
+		return nil, nil
+	}
+	return s.lastUsed(ctx, []string{r.ID})
 }
 
 // due says that a moment has come, or does what the policy wants done then.

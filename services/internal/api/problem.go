@@ -149,7 +149,18 @@ func fromStatus(status int, msg string, errs ...error) *Problem {
 			break
 		}
 	}
+	if msg == "validation failed" { // what huma says of everything
+		msg = "Something in the request is not allowed; “errors” says what."
+		if kind == Unsupported {
+			msg = "Send the body as JSON, with the header Content-Type: application/json."
+		}
+	}
 	p := kind.New(msg, errs...)
+	for _, e := range p.Errors {
+		if e.Location == "body" {
+			e.Value = nil // the whole body, back to whoever sent it
+		}
+	}
 	if p.Status = status; p.Title == "" {
 		p.Title = http.StatusText(status)
 	}
