@@ -99,7 +99,7 @@ func (s *Service) openBus(ctx context.Context, deps run.Deps) (err error) {
 	s.outbox = &outbox{
 		kv: deliveries, log: s.log, now: func() time.Time { return s.now() }, workers: 8,
 		// Longer than an attempt can take, so that nobody else takes it for dead.
-		lease:   max(s.cfg.Timeout, s.cfg.WebhookTimeout) + 10*time.Second,
+		lease:   max(s.cfg.Timeout, s.cfg.WebhookTimeout) * 3 / 2,
 		backoff: s.backoff, give: s.cfg.RetryFor,
 		attempt: s.attempt, done: s.attempted, closeWindow: s.closeWindow,
 	}

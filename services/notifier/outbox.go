@@ -171,10 +171,17 @@ func (o *outbox) deliver(ctx context.Context, bucketKey string) error {
 	if err != nil {
 		return err
 	}
-	result := o.attempt(ctx, d)
+	result := o.tryWithin(ctx, d)
 	o.settle(d, result)
 	o.done(d, result)
 	return o.record(ctx, bucketKey, d, claim)
+}
+
+// tryWithin makes an attempt that ends before its lease does.
+func (o *outbox) tryWithin(ctx context.Context, d *delivery.Delivery) outcome {
+	ctx, cancel := context.WithTimeout(ctx, o.lease*9/10)
+	defer cancel()
+	return o.attempt(ctx, d)
 }
 
 // settle writes an attempt's outcome into its delivery.
