@@ -202,3 +202,35 @@ func TestAggregatingMaterializedView(t *testing.T) {
 		t.Errorf("rollup has %d addresses and %d events (%v), want 7 and 1000", ips, n, err)
 	}
 }
+
+// JSON columns travel as text, the one form that all clients read.
+func TestJSON(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	for name, protocol := range protocols {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := open(t, e, protocol, enginetest.Database(t, e))
+			if err := conn.Exec(t.Context(), "CREATE TABLE t (n UInt8, v JSON) ENGINE = MergeTree ORDER BY n"); err != nil {
+				t.Fatal(err)
+			}
+			batch, err := conn.PrepareBatch(t.Context(), "INSERT INTO t")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := batch.Append(uint8(1), `{"a":{"b":1},"c":["x"]}`); err != nil {
+				t.Fatal(err)
+			}
+			if err := batch.Send(); err != nil {
+				t.Fatal(err)
+			}
+			var whole, part string
+			if err := conn.QueryRow(t.Context(), "SELECT v, toString(v.a.b) FROM t").Scan(&whole, &part); err != nil {
+				t.Fatal(err)
+			}
+			if whole != `{"a":{"b":1},"c":["x"]}` || part != "1" {
+				t.Errorf("read %s and %s", whole, part)
+			}
+		})
+	}
+}
