@@ -78,7 +78,7 @@ func (p *profile) raised(id string) {
 
 const profileVersion = 1
 
-// encodeProfile packs a profile and the engine's state of the key.
+// encodeProfile is a profile and the engine's state of the key, to be packed with s2.
 func encodeProfile(p *profile, state []byte) []byte {
 	b := make([]byte, 0, len(state)+64)
 	b = append(b, profileVersion)
@@ -89,8 +89,7 @@ func encodeProfile(p *profile, state []byte) []byte {
 		b = appendText(b, a.id)
 		b = appendText(b, a.verdict)
 	}
-	b = append(b, state...)
-	return s2.Encode(nil, b)
+	return append(b, state...)
 }
 
 func appendText(b []byte, s string) []byte {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/klauspost/compress/s2"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/latchkey-dev/latchkey/schemas/baseline"
@@ -233,7 +234,7 @@ func (r *rebuild) finishKey(ctx context.Context) error {
 		part.rows = append(part.rows, row)
 	}
 	r.profile.row = r.profile.sequence
-	value := encodeProfile(&r.profile, r.engine.Encode(r.key))
+	value := s2.Encode(nil, encodeProfile(&r.profile, r.engine.Encode(r.key)))
 	part.journal = appendText(appendText(part.journal, keyToken(r.key)), string(value))
 	r.engine.Forget(r.key)
 	if len(part.journal) < inlineJournal {

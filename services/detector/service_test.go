@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -655,13 +656,13 @@ func TestJournalInParts(t *testing.T) {
 }
 
 func FuzzDecodeProfile(f *testing.F) {
-	f.Add(encodeProfile(&profile{sequence: 3, alerts: []told{{"alrt_1", "expected"}}}, []byte("state")))
+	f.Add(s2.Encode(nil, encodeProfile(&profile{sequence: 3, alerts: []told{{"alrt_1", "expected"}}}, []byte("state"))))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, state, err := decodeProfile(data)
 		if err != nil {
 			return
 		}
-		again, stateAgain, err := decodeProfile(encodeProfile(&p, state))
+		again, stateAgain, err := decodeProfile(s2.Encode(nil, encodeProfile(&p, state)))
 		if err != nil || fmt.Sprint(p) != fmt.Sprint(again) || !bytes.Equal(state, stateAgain) {
 			t.Fatalf("%+v became %+v: %v", p, again, err)
 		}

@@ -47,7 +47,7 @@ type snapshot struct {
 type item struct {
 	entry    *entry // nil for the sources
 	token    string
-	value    []byte
+	value    []byte // packed with s2 once it is stored or written
 	revision uint64
 }
 
@@ -90,7 +90,7 @@ func (w *worker) save(ctx context.Context) {
 		snap.items = append(snap.items, item{e, keyToken(e.keyID), encodeProfile(&e.profile, w.engine.Encode(e.keyID)), e.revision})
 	}
 	if w.refused {
-		snap.items = append(snap.items, item{nil, nameSources, s2.Encode(nil, w.engine.EncodeSources()), w.sources})
+		snap.items = append(snap.items, item{nil, nameSources, w.engine.EncodeSources(), w.sources})
 	}
 	w.dirty, w.refused, w.raised, w.stale = nil, false, nil, nil
 	w.pending, w.snapshot = snap, make(chan result, 1)
@@ -153,6 +153,9 @@ func (s *Service) write(ctx context.Context, partition int, snap *snapshot) (r r
 	}
 	if r.err = s.publishRows(ctx, partition, snap.rows); r.err != nil {
 		return r
+	}
+	for i := range snap.items {
+		snap.items[i].value = s2.Encode(nil, snap.items[i].value)
 	}
 	prefix := strconv.Itoa(partition) + "."
 	if r.err = s.writeJournal(ctx, prefix, snap); r.err != nil {
