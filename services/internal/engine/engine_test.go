@@ -1,7 +1,6 @@
 package engine_test
 
 import (
-	"context"
 	"database/sql"
 	"errors"
 	"testing"
@@ -119,5 +118,4 @@ func checkQueryAndBatch(t *testing.T, conn driver.Conn) {
 	if err := conn.Ping(ctx); err != nil {
 		t.Errorf("after an exception: %v", err)
 	}
-	_ = context.Background
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
 
 	"github.com/latchkey-dev/latchkey/services/internal/engine/enginetest"
@@ -68,72 +69,83 @@ func TestTypes(t *testing.T) {
 			conn := open(t, e, protocol, enginetest.Database(t, e))
 			for i, c := range typeCases {
 				t.Run(c.name, func(t *testing.T) {
-					ctx := t.Context()
 					table := fmt.Sprintf("t%d", i)
 					// The columns beside it show that its end was found.
-					if err := conn.Exec(ctx, "CREATE TABLE "+table+" (n UInt32, v "+c.name+", tail String) ENGINE = MergeTree ORDER BY n"); err != nil {
+					if err := conn.Exec(t.Context(), "CREATE TABLE "+table+" (n UInt32, v "+c.name+", tail String) ENGINE = MergeTree ORDER BY n"); err != nil {
 						t.Fatal(err)
 					}
-					if c.values == nil {
-						if err := conn.Exec(ctx, "INSERT INTO "+table+" SELECT number, toInt64(number), 'tail' FROM numbers(3)"); err != nil {
+					if c.values == nil { // only read
+						if err := conn.Exec(t.Context(), "INSERT INTO "+table+" SELECT number, toInt64(number), 'tail' FROM numbers(3)"); err != nil {
 							t.Fatal(err)
 						}
 					} else {
-						batch, err := conn.PrepareBatch(ctx, "INSERT INTO "+table)
-						if err != nil {
-							t.Fatal(err)
-						}
-						for n, v := range c.values {
-							if err := batch.Append(uint32(n), v, "tail"); err != nil {
-								t.Fatal(err)
-							}
-						}
-						if err := batch.Send(); err != nil {
-							t.Fatal(err)
-						}
-						var text string
-						if err := conn.QueryRow(ctx, "SELECT toString(v) FROM "+table+" WHERE n = 0").Scan(&text); err != nil {
-							t.Fatal(err)
-						}
-						if text != c.text {
-							t.Errorf("stored %q, want %q", text, c.text)
-						}
+						storeValues(t, conn, table, c.values, c.text)
 					}
-					rows, err := conn.Query(ctx, "SELECT n, v, tail, [v, v] AS many FROM "+table+" ORDER BY n")
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer rows.Close()
-					n := 0
-					for ; rows.Next(); n++ {
-						var (
-							at   uint32
-							tail string
-						)
-						v := reflect.New(rows.ColumnTypes()[1].ScanType())
-						many := reflect.New(rows.ColumnTypes()[3].ScanType())
-						if err := rows.Scan(&at, v.Interface(), &tail, many.Interface()); err != nil {
-							t.Fatal(err)
-						}
-						if int(at) != n || tail != "tail" {
-							t.Errorf("row %d came as %d, %q", n, at, tail)
-						}
-						if c.values != nil && fmt.Sprint(deref(v)) != fmt.Sprint(deref(reflect.ValueOf(c.values[n]))) {
-							t.Errorf("row %d came back as %v, want %v", n, deref(v), c.values[n])
-						}
-					}
-					if err := rows.Err(); err != nil {
-						t.Fatal(err)
-					}
-					if want := cmp.Or(len(c.values), 3); n != want {
-						t.Errorf("%d rows, want %d", n, want)
-					}
+					readValues(t, conn, table, c.values)
 				})
 			}
 		})
 	}
 }
 
+// storeValues inserts values in one batch and checks how the engine writes the first.
+func storeValues(t *testing.T, conn driver.Conn, table string, values []any, want string) {
+	t.Helper()
+	batch, err := conn.PrepareBatch(t.Context(), "INSERT INTO "+table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, v := range values {
+		if err := batch.Append(uint32(n), v, "tail"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := batch.Send(); err != nil {
+		t.Fatal(err)
+	}
+	var text string
+	if err := conn.QueryRow(t.Context(), "SELECT toString(v) FROM "+table+" WHERE n = 0").Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	if text != want {
+		t.Errorf("stored %q, want %q", text, want)
+	}
+}
+
+// readValues reads a table back; without values it only counts three rows.
+func readValues(t *testing.T, conn driver.Conn, table string, values []any) {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), "SELECT n, v, tail, [v, v] AS many FROM "+table+" ORDER BY n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	n := 0
+	for ; rows.Next(); n++ {
+		var (
+			at   uint32
+			tail string
+		)
+		v, many := reflect.New(rows.ColumnTypes()[1].ScanType()), reflect.New(rows.ColumnTypes()[3].ScanType())
+		if err := rows.Scan(&at, v.Interface(), &tail, many.Interface()); err != nil {
+			t.Fatal(err)
+		}
+		if int(at) != n || tail != "tail" {
+			t.Errorf("row %d came as %d, %q", n, at, tail)
+		}
+		if values != nil && fmt.Sprint(deref(v)) != fmt.Sprint(deref(reflect.ValueOf(values[n]))) {
+			t.Errorf("row %d came back as %v, want %v", n, deref(v), values[n])
+		}
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if want := cmp.Or(len(values), 3); n != want {
+		t.Errorf("%d rows, want %d", n, want)
+	}
+}
+
+// deref is what a value or a pointer to it says.
 func deref(v reflect.Value) any {
 	for v.Kind() == reflect.Pointer {
 		if v.IsNil() {

@@ -93,7 +93,7 @@ func (s *Server) openSession(database string) (*session, error) {
 	if err != nil {
 		return nil, exception(codeUnknownException, "UNKNOWN_EXCEPTION", "%v", err)
 	}
-	ses := &session{srv: s, conn: conn, marker: fmt.Sprintf("#%d", s.sessions.Add(1))}
+	ses := &session{srv: s, conn: conn, marker: fmt.Sprintf("latchkey-session-%d", s.sessions.Add(1))}
 	err = conn.Exec(baseSettings + sql.Quote(ses.marker))
 	if err == nil && database != "" && database != "default" {
 		err = conn.Exec("USE " + sql.QuoteName(database))
