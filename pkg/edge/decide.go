@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/latchkey-dev/latchkey/pkg/apikey"
 	"github.com/latchkey-dev/latchkey/schemas/usage"
@@ -219,8 +220,20 @@ func (e *Edge) Record(v Verdict, need Need, ev *usage.Event) {
 	}
 	slot.Scope = need.text
 	slot.Gateway = e.opts.Gateway
+	// These a client writes. An event that nobody could read would be a way to
+	// stay unseen.
+	slot.Method, slot.Route, slot.UserAgent = readable(slot.Method), readable(slot.Route), readable(slot.UserAgent)
+	slot.Scope = readable(slot.Scope)
+	slot.Normalize()
 	e.opts.Recorder.Enqueue(slot)
 	events.Put(slot)
+}
+
+func readable(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 var events = sync.Pool{New: func() any { return new(usage.Event) }}

@@ -50,7 +50,7 @@ func needsFolding(path string) bool {
 const folded = "{id}"
 
 func foldSegment(s string) string {
-	if s == "" || s[0] == '{' {
+	if s == "" || s[0] == '{' || isPlainWord(s) {
 		return s
 	}
 	if looksLikeID(s) || strings.Contains(s, "@") {
@@ -65,6 +65,19 @@ func foldSegment(s string) string {
 		}
 	}
 	return s
+}
+
+// isPlainWord finds in one pass what most segments are: short, without a digit.
+func isPlainWord(s string) bool {
+	if len(s) >= 16 {
+		return false
+	}
+	for i := range len(s) {
+		if '0' <= s[i] && s[i] <= '9' || s[i] == '@' {
+			return false
+		}
+	}
+	return true
 }
 
 func looksLikeID(s string) bool {

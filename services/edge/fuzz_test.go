@@ -11,6 +11,7 @@ import (
 	"github.com/latchkey-dev/latchkey/pkg/apikey"
 	"github.com/latchkey-dev/latchkey/pkg/edge"
 	"github.com/latchkey-dev/latchkey/schemas/key"
+	schema "github.com/latchkey-dev/latchkey/schemas/usage"
 )
 
 // bareService is an edge without NATS that knows one key, with the scope a:b.
@@ -19,9 +20,25 @@ func bareService(t testing.TB) *Service {
 	s := &Service{keys: edge.NewKeyset(), metrics: newMetrics(), now: time.Now}
 	s.log = discard
 	s.keys.MarkSynced(time.Now())
-	s.edge = edge.New(s.keys, edge.Options{})
+	s.edge = edge.New(s.keys, edge.Options{Recorder: readers{t}})
 	s.policy.Store(openPolicy())
 	return s
+}
+
+// readers demands of every event that those who read the stream can read it.
+type readers struct{ t testing.TB }
+
+func (r readers) Enqueue(ev *schema.Event) bool {
+	batch := schema.AppendBatch(nil, []schema.Event{*ev})
+	err := schema.Decode(schema.ContentTypeProtobuf, batch, time.Now(), func(_ int, _ *schema.Event, err error) {
+		if err != nil {
+			r.t.Errorf("event %+v cannot be read: %v", *ev, err)
+		}
+	})
+	if err != nil {
+		r.t.Error(err)
+	}
+	return true
 }
 
 func (s *Service) addKey(t testing.TB, scopes ...string) string {
@@ -78,12 +95,14 @@ func FuzzCleanPath(f *testing.F) {
 // header is there, and the status is one that nginx understands.
 func FuzzAuth(f *testing.F) {
 	f.Add("GET", "/x", "POST", "/y", "Bearer lk_live_x", "a:b c:d", "1.2.3.4")
+	f.Add("G\xffT", "/\xfe", "", "", "Bearer lk_live_x", "\xff", "1.2.3.4")
+	f.Add("", "", "GET", "/%ff%fe", "", strings.Repeat("ä", 200), "1.2.3.4")
 	s := bareService(f)
 	f.Fuzz(func(t *testing.T, om, ou, fm, fu, authorization, scope, xff string) {
 		r := httptest.NewRequest(http.MethodGet, "/auth", nil)
 		r.Header = http.Header{
 			headerOriginalMethod: {om}, headerOriginalURI: {ou}, headerForwardedMethod: {fm}, headerForwardedURI: {fu},
-			"Authorization": {authorization}, headerRequiredScope: {scope}, "X-Forwarded-For": {xff},
+			"Authorization": {authorization}, headerRequiredScope: {scope}, "X-Forwarded-For": {xff}, "User-Agent": {authorization + xff},
 		}
 		w := httptest.NewRecorder()
 		s.serveAuth(w, r)

@@ -174,9 +174,6 @@ func (o *outbox) flush() {
 		o.spare = events
 		return
 	}
-	for i := range events {
-		events[i].Normalize()
-	}
 	for _, f := range o.pack.Pack(events) {
 		if err := o.store.append(f); err != nil {
 			o.refused(f, err)
