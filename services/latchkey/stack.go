@@ -59,7 +59,7 @@ func (s *stack) start(ctx context.Context) error {
 		return err
 	}
 	s.vars = vars
-	_ = os.Remove(s.path("addresses.json"))
+	_ = os.Remove(s.path(addressesName)) // of a process that was killed
 	for _, step := range []func(context.Context) error{
 		s.startNATS, s.startClickHouse, s.startMailbox, s.startServices,
 	} {
@@ -268,6 +268,7 @@ func (s *stack) ready(began time.Time) {
 // stop stops everything in reverse order, and gives up after stopLimit: what is
 // killed then loses nothing, it only starts a little slower.
 func (s *stack) stop() error {
+	_ = os.Remove(s.path(addressesName))
 	done := make(chan error, 1)
 	go func() { done <- s.group.Stop() }()
 	select {

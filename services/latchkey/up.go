@@ -106,8 +106,12 @@ func up(ctx context.Context, out io.Writer, o upOptions) (err error) {
 		if err != nil {
 			return fmt.Errorf("make a data directory: %w", err)
 		}
-		defer func() { _ = os.RemoveAll(dir) }()
 		o.data = dir
+		defer func() {
+			if err == nil { // after a failure its log tells more
+				err = os.RemoveAll(dir)
+			}
+		}()
 	}
 	unlock, err := lockData(o.data)
 	if err != nil {
@@ -152,8 +156,9 @@ func lockData(dir string) (func(), error) {
 }
 
 const (
-	logName     = "latchkey.log"
-	maxLogBytes = 64 << 20
+	addressesName = "addresses.json"
+	logName       = "latchkey.log"
+	maxLogBytes   = 64 << 20
 )
 
 // upLogger writes to a file in the data directory, begun anew when it is large,
@@ -185,7 +190,7 @@ func writeAddresses(dir string, addrs map[string]string) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, "addresses.json")
+	path := filepath.Join(dir, addressesName)
 	if err := os.WriteFile(path+".new", append(content, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write addresses: %w", err)
 	}

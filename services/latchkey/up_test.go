@@ -15,6 +15,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/latchkey-dev/latchkey/schemas/usage"
+	usagev1 "github.com/latchkey-dev/latchkey/schemas/usage/v1"
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
 )
 
 type created struct {
@@ -81,6 +90,7 @@ func TestUp(t *testing.T) {
 			t.Errorf("accepted %d events of another organization", refused.Accepted)
 		}
 	})
+	t.Run("NATS takes every form of event", func(t *testing.T) { publishEveryForm(t, in) })
 	t.Run("ClickHouse is killed while events flow", func(t *testing.T) { killClickHouse(t, in, adminKey) })
 
 	if took := in.interrupt(); took > 5*time.Second {
@@ -102,6 +112,59 @@ func TestUp(t *testing.T) {
 	if len(list.Keys) != 1 || list.Keys[0].ID != gateway.ID {
 		t.Errorf("after the restart the keys are %+v, want %s", list.Keys, gateway.ID)
 	}
+}
+
+// publishEveryForm sends the same kind of event as one object, an array, NDJSON
+// and protobuf to usage.raw, whose subject names another key than some events
+// do, and bad ones among them.
+func publishEveryForm(t *testing.T, in *installation) {
+	nc, err := nats.Connect("nats://" + in.addrs["nats"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := func(id string) string {
+		return fmt.Sprintf(`{"id":"form-%s","time":%q,"org_id":"org_acme","key_id":"key.%s","source_ip":"::ffff:203.0.113.9","route":"/v1/forms","unknown":[1]}`,
+			id, time.Now().UTC().Format(time.RFC3339Nano), id)
+	}
+	protobuf, err := proto.Marshal(&usagev1.UsageBatch{Events: []*usagev1.UsageEvent{
+		{Id: "form-p1", Time: timestamppb.Now(), OrgId: "org_acme", KeyId: "key.p1", SourceIp: "2001:db8::1", Route: "/v1/forms"},
+		{Id: "form-p2", Time: timestamppb.Now(), OrgId: "org_acme", KeyId: "key.p2", SourceIp: "no address", Route: "/v1/forms"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []struct{ contentType, body string }{
+		{usage.ContentTypeJSON, event("one")},
+		{usage.ContentTypeJSON, "[" + event("a1") + `,{"route":"/no/key"},` + event("a2") + "]"},
+		{usage.ContentTypeNDJSON, event("n1") + "\n{broken\n" + event("n2") + "\n"},
+		{usage.ContentTypeProtobuf, string(protobuf)},
+		{"text/plain", "what is this"},
+	} {
+		msg := nats.NewMsg(usage.RawSubject + usage.SubjectToken("key.one"))
+		msg.Header.Set("Content-Type", m.contentType)
+		msg.Data = []byte(m.body)
+		if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatalf("publish %s: %v", m.contentType, err)
+		}
+	}
+	in.wantSQL("SELECT groupArray(id) FROM (SELECT id FROM latchkey.usage_events WHERE startsWith(id, 'form-') ORDER BY id)",
+		"['form-a1','form-a2','form-n1','form-n2','form-one','form-p1']")
+	eventually(t, 20*time.Second, "what could not be read is in the dead letters", func() error {
+		stream, err := js.Stream(t.Context(), bus.Dead)
+		if err != nil {
+			return err
+		}
+		info, err := stream.Info(t.Context())
+		if err == nil && info.State.Msgs != 4 {
+			err = fmt.Errorf("%d dead letters, want 4", info.State.Msgs)
+		}
+		return err
+	})
 }
 
 // killClickHouse kills the engine with -9 twice while batches are posted: the
