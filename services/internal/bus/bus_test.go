@@ -176,3 +176,50 @@ func TestFullStreamRefusesAndTrimMakesRoom(t *testing.T) {
 		t.Fatalf("publish after trimming: %v", err)
 	}
 }
+
+// TestStaleAcknowledgment has a former owner acknowledge after the reset of its
+// successor, whose own acknowledgments JetStream then ignores: it must notice.
+func TestStaleAcknowledgment(t *testing.T) {
+	t.Parallel()
+	nc, js := natstest.Bus(t, bus.Config{Partitions: 1})
+	publish(t, js, "usage.v1.0", 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	rounds := 0
+	if err := bus.Partitions(ctx, js, bus.Collector, bus.Options{}, func(ctx context.Context, p *bus.Partition) error {
+		rounds++
+		floor, err := p.AckFloor(ctx)
+		if err != nil {
+			return err
+		}
+		if floor == 100 {
+			cancel()
+			return nil
+		}
+		if err := p.Reset(ctx, floor+1); err != nil {
+			return err
+		}
+		for {
+			msgs, err := p.Fetch(ctx, 50, 1<<20, 300*time.Millisecond)
+			if err != nil {
+				return err
+			}
+			if len(msgs) == 0 {
+				continue
+			}
+			if rounds == 1 {
+				// As if many deliveries before ours had been acknowledged.
+				if _, err := nc.Request("$JS.ACK.USAGE.collector-0.1.10.5000.1.0", []byte("+ACK"), time.Second); err != nil {
+					return err
+				}
+			}
+			if err := p.Ack(ctx, msgs[len(msgs)-1]); err != nil {
+				return err
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if rounds < 2 {
+		t.Errorf("taken %d times, the first reader should have noticed", rounds)
+	}
+}

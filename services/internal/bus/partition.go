@@ -135,7 +135,9 @@ type Partition struct {
 	inbox   string
 	next    uint64 // delivery sequence that must come next
 	last    uint64 // stream sequence of the last message handed out
+	acked   uint64 // stream sequence of the last acknowledgment
 	checked time.Time
+	sure    bool // the acknowledgment was seen to have counted
 }
 
 // Message is one message of a partition.
@@ -300,7 +302,7 @@ func (p *Partition) Reset(ctx context.Context, seq uint64) error {
 	if err := p.subscribe(); err != nil {
 		return err
 	}
-	p.next, p.last = 1, seq-1
+	p.next, p.last, p.acked = 1, seq-1, 0
 	return nil
 }
 
@@ -314,7 +316,7 @@ func (p *Partition) Fetch(ctx context.Context, count, maxBytes int, wait time.Du
 		if err == nil && len(msgs) == 0 && ctx.Err() == nil {
 			left := time.Until(deadline)
 			if left <= 0 {
-				return nil, nil
+				return nil, p.confirm(ctx)
 			}
 			msgs, err = p.pull(ctx, pullRequest{Batch: 1, Expires: max(min(left, pullWait), 10*time.Millisecond)})
 		}
@@ -357,19 +359,30 @@ func (p *Partition) Ack(ctx context.Context, m *Message) error {
 	if _, err := p.nc.RequestWithContext(actx, m.ack, []byte("+ACK")); err != nil {
 		return fmt.Errorf("acknowledge %d: %w", m.Sequence, err)
 	}
-	// An acknowledgment of a former owner that comes after our reset can make
-	// JetStream ignore ours. That is rare, so looking now and then is enough.
+	p.acked, p.sure = m.Sequence, false
 	if time.Since(p.checked) < 10*time.Second {
 		return nil
 	}
-	p.checked = time.Now()
-	floor, err := p.AckFloor(actx)
+	return p.confirm(actx)
+}
+
+// confirm looks whether the last acknowledgment counted. One of a former owner
+// that comes after our reset makes JetStream ignore ours, without telling. That
+// is rare, so looking now and then, and when there is nothing else to do, is
+// enough.
+func (p *Partition) confirm(ctx context.Context) error {
+	if p.acked == 0 || p.sure {
+		return nil
+	}
+	floor, err := p.AckFloor(ctx)
 	if err != nil {
 		return err
 	}
-	if floor < m.Sequence {
-		return fmt.Errorf("%w: acknowledged %d, but the floor is %d", ErrLost, m.Sequence, floor)
+	p.checked = time.Now()
+	if floor < p.acked {
+		return fmt.Errorf("%w: acknowledged %d, but the floor is %d", ErrLost, p.acked, floor)
 	}
+	p.sure = true
 	return nil
 }
 

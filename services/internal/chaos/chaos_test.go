@@ -189,9 +189,21 @@ func (w *world) settle() {
 			return
 		}
 		if time.Now().After(deadline) {
+			w.describe()
 			w.t.Fatalf("%d messages are not stored, %v", waiting, err)
 		}
 		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// describe shows where the consumers are.
+func (w *world) describe() {
+	for p := range 4 {
+		if c, err := w.js.Consumer(w.t.Context(), bus.Usage, bus.ConsumerName(bus.Collector, p)); err == nil {
+			info := c.CachedInfo()
+			w.t.Logf("partition %d: delivered %+v, floor %+v, pending %d, unacknowledged %d, waiting %d, %+v, %+v",
+				p, info.Delivered, info.AckFloor, info.NumPending, info.NumAckPending, info.NumWaiting, info.PriorityGroups, info.Cluster)
+		}
 	}
 }
 

@@ -86,7 +86,7 @@ func busConfig() bus.Config {
 }
 
 func natsMain(ctx context.Context) error {
-	opts := natsd.Options{DataDir: os.Getenv("CHAOS_DIR"), Addr: os.Getenv("CHAOS_ADDR"), Log: quiet()}
+	opts := natsd.Options{DataDir: os.Getenv("CHAOS_DIR"), Addr: os.Getenv("CHAOS_ADDR")}
 	if name := os.Getenv("CHAOS_NAME"); name != "" {
 		opts.Cluster = natsd.Cluster{
 			Name: "chaos", ServerName: name, Addr: os.Getenv("CHAOS_CLUSTER_ADDR"), Routes: strings.Split(os.Getenv("CHAOS_ROUTES"), ","),
