@@ -133,7 +133,8 @@ func (e *Engine) raise(p *profile, ev *usage.Event, scores [triggerCount]float64
 		a.Country = countryString(l.Country)
 	}
 	if l.Known&operatorKnown != 0 && e.opts.Locate != nil {
-		a.ASN, a.ASName = uint32(l.Operator), e.opts.Locate(ev.SourceIP).ASName
+		at := e.opts.Locate(ev.SourceIP)
+		a.ASN, a.ASName = at.ASN, at.ASName
 	}
 	ep.Alert = a
 	for t := range triggerCount {

@@ -104,11 +104,9 @@ func identifier(s string) bool {
 	return strings.ContainsAny(s, "-_") && s[len(s)-1] >= '0' && s[len(s)-1] <= '9'
 }
 
-// version reports whether a segment is an API version: v1, v2.1, v1beta1, 2024-10-01.
+// version reports whether a segment is an API version: v1, v2.1, v1beta1. A date is
+// none: it is as often the day of a report, new every morning.
 func version(s string) bool {
-	if len(s) == 10 && s[4] == '-' && s[7] == '-' {
-		return s[0] == '2' && s[1] == '0'
-	}
 	if len(s) < 2 || len(s) > 8 || s[0] != 'v' && s[0] != 'V' || s[1] < '0' || s[1] > '9' {
 		return false
 	}

@@ -108,13 +108,16 @@ func (e *Engine) locate(a netip.Addr) place {
 	if e.opts.Locate != nil {
 		at := e.opts.Locate(a)
 		if at.ASN != 0 {
-			l.Operator, l.Known = uint64(at.ASN), l.Known|operatorKnown
+			l.Operator, l.Known = uint64(sibling(at.ASN)), l.Known|operatorKnown
 		}
 		if len(at.Country) == 2 {
 			l.Country, l.Known = uint64(at.Country[0])<<8|uint64(at.Country[1]), l.Known|countryKnown
 		}
 		if at.Hosting {
 			l.Hosting = 1
+		}
+		if l.Known == countryKnown { // unannounced or missing: one operator per country
+			l.Operator = pseudo | 1<<32 | l.Country
 		}
 	}
 	if len(e.places) >= 1<<16 {
@@ -191,6 +194,9 @@ func (p *profile) strangeness(l place, now int64) float64 {
 		}
 	case !has(p.Operators[:], l.Operator):
 		prob = min(prob, p.NewOperator.rate(priorNews)) * priorOperator
+		if l.Hosting == 0 {
+			prob *= float64(max(1, count(p.Operators[:])-1)) // who roams meets one more
+		}
 		if l.Known&operatorKnown == 0 && has(p.Coarse[:], l.Coarse) {
 			prob *= priorCoarse
 		}
@@ -231,6 +237,32 @@ func (p *profile) countryPrior(l place) float64 {
 	return priorRegion
 }
 
+// sibling maps the systems of the big clouds to one each: their customers' traffic
+// leaves by any of them.
+func sibling(asn uint32) uint32 {
+	switch asn {
+	case 14618, 8987, 7224, 10124, 38895, 39111, 58588, 62785, 801:
+		return 16509 // Amazon
+	case 8068, 8069, 8070, 12076, 3598, 5761, 6584, 20046, 23468, 35106, 45139, 52985, 58862, 59067, 63314, 200517, 395851, 398575, 398656, 400572:
+		return 8075 // Microsoft
+	case 396982, 19527, 16550, 36384, 36385, 36492, 43515, 139070, 139190, 394089, 395973:
+		return 15169 // Google
+	case 45102, 45103, 59028, 134963:
+		return 37963 // Alibaba
+	case 132203, 133478:
+		return 45090 // Tencent
+	case 213230, 212317, 215859:
+		return 24940 // Hetzner
+	case 35540:
+		return 16276 // OVH
+	case 209242, 132892, 202623, 203898, 395747:
+		return 13335 // Cloudflare
+	case 62567, 200130, 202018, 202109, 393406, 394362:
+		return 14061 // DigitalOcean
+	}
+	return asn
+}
+
 func (l place) words(e *Engine) string {
 	parts := []string{prefixString(l.Prefix)}
 	if l.Known&countryKnown != 0 {
@@ -252,7 +284,7 @@ func (e *Engine) operatorString(op, prefix uint64) string {
 	if e.opts.Locate == nil || prefix == 0 {
 		return s
 	}
-	if at := e.opts.Locate(addressIn(prefix)); uint64(at.ASN) == op && at.ASName != "" {
+	if at := e.opts.Locate(addressIn(prefix)); uint64(sibling(at.ASN)) == op && at.ASName != "" {
 		s += " " + at.ASName
 	}
 	return s

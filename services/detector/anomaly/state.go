@@ -132,6 +132,16 @@ func has(set []slot, key uint64) bool {
 	return false
 }
 
+func count(set []slot) int {
+	n := 0
+	for i := range set {
+		if set[i].Weight > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 func drop(set []slot, key uint64) {
 	for i := range set {
 		if set[i].Key == key {

@@ -109,10 +109,17 @@ func (p *profile) expected(hour int64) float64 {
 // most of a neighbour's (cron jobs jitter and clocks change), raised when the key as a
 // whole has risen.
 func (p *profile) slotRate(hour int64) float64 {
-	x := max(p.expected(hour), 0.7*p.expected(hour-1), 0.7*p.expected(hour+1))
+	beside := 0.4
+	if !p.even() {
+		beside = 0.7
+	}
+	x := max(p.expected(hour), beside*p.expected(hour-1), beside*p.expected(hour+1))
 	rise := (float64(p.Actual) + 5) / (float64(p.Expected) + 5)
 	return x * min(max(rise, 1), 4)
 }
+
+// even reports whether the key spreads its requests over the hour.
+func (p *profile) even() bool { return p.BinTail.Top[0] < 0.5*p.HourTail.Top[0] }
 
 // advance moves the key's clock to an event's time, closing the hours between.
 func (p *profile) advance(now int64) {
@@ -272,7 +279,7 @@ func (p *profile) planSoFar() {
 		return
 	}
 	lambda, burst := float64(p.Lambda), float64(p.Floor)
-	if p.BinTail.Top[0] < 0.5*p.HourTail.Top[0] {
+	if p.even() {
 		lambda *= min(1, float64(p.Bin%6+2)/6)
 	}
 	room := float64(p.Need) - float64(p.Excess)
