@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/latchkey-dev/latchkey/schemas/key"
@@ -43,6 +44,9 @@ func (s *Service) audited(ctx context.Context, by actor, c change, make func() e
 }
 
 func (s *Service) tell(ctx context.Context, by actor, c change, reason string) error {
+	if !s.js.Conn().IsConnected() {
+		return fmt.Errorf("publish audit event: %w", nats.ErrDisconnected)
+	}
 	now := s.now().UTC()
 	ev := key.AuditEvent{
 		ID: s.ids.next("evt", now), Type: c.typ, Time: now, Actor: by.id, ActorIP: by.ip, OrgID: c.org, Kind: c.kind, Subject: c.id, Reason: reason,

@@ -53,8 +53,10 @@ func (f *faults) text(location, s string, limit int) string {
 		f.add(location, "is not UTF-8")
 	case utf8.RuneCountInString(s) > limit:
 		f.add(location, "has %d characters, at most %d are allowed", utf8.RuneCountInString(s), limit)
-	case strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' }):
-		f.add(location, "has a control character or line break")
+	case strings.ContainsFunc(s, func(r rune) bool {
+		return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r)
+	}):
+		f.add(location, "has a control character, a line break or a change of writing direction")
 	}
 	return s
 }

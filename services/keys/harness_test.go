@@ -28,6 +28,7 @@ import (
 type world struct {
 	t     testing.TB
 	dir   string
+	nats  *natsd.Server
 	nc    *nats.Conn
 	svc   *Service
 	url   string
@@ -61,6 +62,7 @@ func newWorld(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.nats = server
 	t.Cleanup(server.Shutdown)
 	w.nc, err = server.Connect("test")
 	if err != nil {

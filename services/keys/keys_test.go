@@ -365,6 +365,28 @@ func TestRestart(t *testing.T) {
 	eventually(t, func() bool { return w.callAt(url, secret, "GET", "/v1/orgs", nil).status == 401 })
 }
 
+// With NATS away keys are still told apart, and changes are refused at once
+// and not made later.
+func TestNATSAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	org := w.org("acme")
+	id, secret := w.key(org, "orgs:read", "keys:read")
+	w.nats.Shutdown()
+	eventually(t, func() bool { return !w.nc.IsConnected() })
+	w.must(200, secret, "GET", "/v1/orgs", nil)
+	w.must(200, secret, "GET", "/v1/api-keys", nil)
+	w.must(401, secret+"0", "GET", "/v1/orgs", nil)
+	for path, body := range map[string]any{
+		"/v1/api-keys": object{"org_id": org, "name": "k", "scopes": []string{"a:b"}}, "/v1/api-keys/" + id + "/rotate": object{},
+		"/v1/api-keys/" + id + "/revoke": object{}, "/v1/orgs": object{"name": "o", "owner_email": "a@b.c"},
+	} {
+		if r := w.must(503, w.admin, "POST", path, body); r.header.Get("Retry-After") == "" || !strings.HasSuffix(r.text("type"), "/unavailable") {
+			t.Errorf("%s: %s", path, r.body)
+		}
+	}
+}
+
 func TestLastAdminStays(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -69,6 +69,9 @@ func (s *records) read(ctx context.Context, id string) (stored, error) {
 }
 
 func (s *records) lastChange(ctx context.Context, id string) (change key.Change, seq uint64, err error) {
+	if !s.nc.IsConnected() {
+		return change, 0, fmt.Errorf("read key %s: %w", id, nats.ErrDisconnected)
+	}
 	msg, err := s.stream.GetLastMsgForSubject(ctx, bus.KeySubject(id))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return change, 0, errNoKey
@@ -103,9 +106,19 @@ type write struct {
 	reason string
 }
 
+// commitTimeout is how long a change waits for NATS.
+const commitTimeout = 5 * time.Second
+
 // commit stores the writes, all or none of them. errRace means that none was
 // stored because a record is not the one that was read.
 func (s *records) commit(ctx context.Context, by actor, writes ...write) error {
+	if !s.nc.IsConnected() {
+		// The client would keep the messages and send them when it is back, long
+		// after the caller was told that the change failed.
+		return fmt.Errorf("publish keys: %w", nats.ErrDisconnected)
+	}
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
 	changes := make([]key.Change, len(writes))
 	msgs := make([]*nats.Msg, len(writes))
 	for i, w := range writes {

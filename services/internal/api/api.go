@@ -104,6 +104,9 @@ func config(version string) huma.Config {
 		if p, ok := v.(*Problem); ok {
 			u := ctx.URL()
 			p.Instance, p.RequestID = u.Path, requestID(ctx.Context())
+			for name := range p.header {
+				ctx.SetHeader(name, p.header.Get(name))
+			}
 		}
 		return v, nil
 	}}

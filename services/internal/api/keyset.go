@@ -175,7 +175,7 @@ func (s *Keyset) Walk(org, after string, visit func(key.Record) bool) {
 	for {
 		page := s.page(org, after, 256)
 		for _, r := range page {
-			if !visit(r) {
+			if !visit(*r) {
 				return
 			}
 			after = r.ID
@@ -186,7 +186,8 @@ func (s *Keyset) Walk(org, after string, visit func(key.Record) bool) {
 	}
 }
 
-func (s *Keyset) page(org, after string, n int) []key.Record {
+// page points into entries, which are replaced and never changed.
+func (s *Keyset) page(org, after string, n int) []*key.Record {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	ids := s.sorted[org]
@@ -194,9 +195,9 @@ func (s *Keyset) page(org, after string, n int) []key.Record {
 	if after != "" {
 		end, _ = slices.BinarySearch(ids, after)
 	}
-	page := make([]key.Record, 0, min(n, end))
+	page := make([]*key.Record, 0, min(n, end))
 	for i := end - 1; i >= 0 && len(page) < n; i-- {
-		page = append(page, s.byID[ids[i]].record)
+		page = append(page, &s.byID[ids[i]].record)
 	}
 	return page
 }
