@@ -191,10 +191,6 @@ func TestStaleAcknowledgment(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if floor == 100 {
-			cancel()
-			return nil
-		}
 		if err := p.Reset(ctx, floor+1); err != nil {
 			return err
 		}
@@ -203,7 +199,13 @@ func TestStaleAcknowledgment(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if len(msgs) == 0 {
+			if len(msgs) == 0 { // and the floor is where it should be
+				if floor, err = p.AckFloor(ctx); floor == 100 {
+					cancel()
+				}
+				if err != nil || floor == 100 {
+					return err
+				}
 				continue
 			}
 			if rounds == 1 {

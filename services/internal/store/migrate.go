@@ -5,9 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"strings"
-	"testing/fstest"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -97,12 +97,8 @@ func (s *Store) onCluster() string {
 }
 
 func (s *Store) provider() (*goose.Provider, func(), error) {
-	files, err := s.files()
-	if err != nil {
-		return nil, nil, err
-	}
 	db := clickhouse.OpenDB(s.opts)
-	p, err := goose.NewProvider("", db, files, goose.WithStore(versions{s}), goose.WithIsolateDDL(true))
+	p, err := goose.NewProvider("", db, s.files(), goose.WithStore(versions{s}), goose.WithIsolateDDL(true))
 	if err != nil {
 		_ = db.Close()
 		return nil, nil, fmt.Errorf("read migrations: %w", err)
@@ -112,24 +108,39 @@ func (s *Store) provider() (*goose.Provider, func(), error) {
 
 // files are the migrations, for a cluster with ON CLUSTER in every statement and
 // Replicated engines.
-func (s *Store) files() (fs.FS, error) {
+func (s *Store) files() fs.FS {
 	if s.cluster == "" {
-		return migrations.Migrations, nil
+		return migrations.Migrations
 	}
-	out := fstest.MapFS{}
-	entries, err := fs.ReadDir(migrations.Migrations, ".")
-	if err != nil {
-		return nil, fmt.Errorf("read migrations: %w", err)
-	}
-	for _, entry := range entries {
-		text, err := fs.ReadFile(migrations.Migrations, entry.Name())
-		if err != nil {
-			return nil, fmt.Errorf("read migration: %w", err)
-		}
-		out[entry.Name()] = &fstest.MapFile{Data: []byte(clustered(string(text), s.onCluster()))}
-	}
-	return out, nil
+	return clusterFiles{migrations.Migrations, s.onCluster()}
 }
+
+// clusterFiles are files whose text is rewritten when they are opened.
+type clusterFiles struct {
+	fs.FS
+	onCluster string
+}
+
+// Open opens a file; its text is that for the cluster.
+func (c clusterFiles) Open(name string) (fs.File, error) {
+	f, err := c.FS.Open(name)
+	if err != nil || !strings.HasSuffix(name, ".sql") {
+		return f, err
+	}
+	text, err := io.ReadAll(f)
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("read migration %s: %w", name, err)
+	}
+	return &clusterFile{f, strings.NewReader(clustered(string(text), c.onCluster))}, nil
+}
+
+type clusterFile struct {
+	fs.File
+	text *strings.Reader
+}
+
+func (f *clusterFile) Read(b []byte) (int, error) { return f.text.Read(b) }
 
 // clustered rewrites the few statements that our migrations use: the name that
 // follows IF [NOT] EXISTS or ALTER TABLE is where ON CLUSTER belongs.
