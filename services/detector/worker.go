@@ -25,7 +25,10 @@ import (
 const (
 	fetchCount = 1000
 	fetchBytes = 4 << 20
-	fetchWait  = 200 * time.Millisecond
+	// fetchWait is how long a fetch waits while there is something to settle or to
+	// write down, idleWait while there is not.
+	fetchWait = 200 * time.Millisecond
+	idleWait  = time.Second
 )
 
 // worker owns one partition: an engine with the baselines of its keys. All is
@@ -130,7 +133,11 @@ func (w *worker) leave() {
 
 func (w *worker) work(ctx, writing context.Context) error {
 	for {
-		msgs, err := w.p.Fetch(ctx, fetchCount, fetchBytes, fetchWait)
+		wait := idleWait
+		if w.pending != nil || len(w.raised) > 0 || w.unsaved() {
+			wait = fetchWait
+		}
+		msgs, err := w.p.Fetch(ctx, fetchCount, fetchBytes, wait)
 		if err != nil {
 			return err
 		}
