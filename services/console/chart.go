@@ -74,8 +74,11 @@ func columns(bins []bin, width time.Duration, marks []mark, label string) templa
 		if width >= 24*time.Hour {
 			title = b.Time.UTC().Format("Mon 2 Jan")
 		}
-		fmt.Fprintf(&s, `<g><title>%s: %s requests, %s denied</title><rect class="hit" x="%.2f" y="%g" width="%.2f" height="%g"/>`,
-			title, wording.Grouped(b.Events), wording.Grouped(b.Denied), x, head, slot, plot)
+		title += ": " + wording.Grouped(b.Events) + " requests"
+		if b.Denied > 0 {
+			title += ", " + wording.Grouped(b.Denied) + " denied"
+		}
+		fmt.Fprintf(&s, `<g><title>%s</title><rect class="hit" x="%.2f" y="%g" width="%.2f" height="%g"/>`, title, x, head, slot, plot)
 		if b.Events > 0 {
 			bar := max(1, scaled(b.Events, top, plot))
 			fmt.Fprintf(&s, `<rect class="bar" x="%.2f" y="%.2f" width="%.2f" height="%.2f" rx="1.5"/>`, x+slot*.12, head+plot-bar, slot*.76, bar)
