@@ -13,9 +13,8 @@ import "strings"
 //
 // Words, versions (v1) and file names stay as they are.
 func FoldPath(path string) string {
-	if i := strings.IndexAny(path, "?#"); i >= 0 {
-		path = path[:i]
-	}
+	path, _, _ = strings.Cut(path, "?")
+	path, _, _ = strings.Cut(path, "#")
 	if path == "" {
 		return "/"
 	}
@@ -35,17 +34,20 @@ func FoldPath(path string) string {
 
 // needsFolding is the fast way out, which allocates nothing.
 func needsFolding(path string) bool {
-	for rest := path; ; {
-		segment, after, more := strings.Cut(rest, "/")
-		if foldSegment(segment) != segment {
+	start := 0
+	for i := range len(path) {
+		if path[i] != '/' {
+			continue
+		}
+		if folds(path[start:i]) {
 			return true
 		}
-		if !more {
-			return false
-		}
-		rest = after
+		start = i + 1
 	}
+	return folds(path[start:])
 }
+
+func folds(segment string) bool { return !isPlainWord(segment) && foldSegment(segment) != segment }
 
 const folded = "{id}"
 

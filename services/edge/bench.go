@@ -233,7 +233,7 @@ func median[T cmp.Ordered](values []T) T {
 // benchAuth measures forward-auth requests in turns with requests to a handler
 // that only returns 200, by the same clients over the same kind of connections.
 func (s *Service) benchAuth(ctx context.Context, o BenchOptions, secrets []string, report *BenchReport) error {
-	bare, err := net.Listen("tcp", "127.0.0.1:0")
+	bare, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
@@ -285,7 +285,7 @@ func load(ctx context.Context, addr string, secrets []string, o BenchOptions) (f
 }
 
 func client(ctx context.Context, addr, secret string) (int64, error) {
-	conn, err := net.Dial("tcp", addr)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return 0, fmt.Errorf("dial: %w", err)
 	}
@@ -295,7 +295,7 @@ func client(ctx context.Context, addr, secret string) (int64, error) {
 	in := bufio.NewReader(conn)
 	for n := int64(0); ; n++ {
 		if ctx.Err() != nil {
-			return n, nil
+			return n, nil // the round is over
 		}
 		if _, err := conn.Write(request); err != nil {
 			return n, fmt.Errorf("ask: %w", err)

@@ -24,8 +24,9 @@ type Config struct {
 	Realm string `env:"EDGE_REALM" envDefault:"latchkey"`
 	// Policy is the path of the policy file; without one any valid key is allowed.
 	Policy string `env:"EDGE_POLICY"`
-	// PolicyCheck is how often the policy file is looked at for a change.
-	PolicyCheck time.Duration `env:"EDGE_POLICY_CHECK" envDefault:"1s"`
+	// PolicyCheck is how often the policy file is looked at for a change; it counts
+	// once two looks have found the same.
+	PolicyCheck time.Duration `env:"EDGE_POLICY_CHECK" envDefault:"500ms"`
 	// KeyHeader is one more header that may carry the key.
 	KeyHeader string `env:"EDGE_KEY_HEADER"`
 	// TrustedProxies are the addresses and prefixes whose X-Forwarded-For is
@@ -105,7 +106,7 @@ func (c *Config) read() ([]netip.Prefix, apikey.Hasher, error) {
 // DefaultConfig is the configuration of an empty environment.
 func DefaultConfig() Config {
 	return Config{
-		Addr: "127.0.0.1:8081", GRPCAddr: "127.0.0.1:8082", Realm: "latchkey", PolicyCheck: time.Second,
+		Addr: "127.0.0.1:8081", GRPCAddr: "127.0.0.1:8082", Realm: "latchkey", PolicyCheck: 500 * time.Millisecond,
 		SpoolMaxBytes: 1 << 30, MemoryMaxBytes: 64 << 20, FlushInterval: 100 * time.Millisecond, Queue: 65536,
 		MaxBody: 64 << 20, MaxBodies: 256 << 20, DenialsPerSecond: 5, DenialsBurst: 200, DenialsTotal: 1000, PlainHashes: true,
 	}

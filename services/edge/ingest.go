@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -282,6 +283,6 @@ func tooLarge(w http.ResponseWriter, limit int64) {
 }
 
 func notStored(w http.ResponseWriter, detail string, retrySeconds int) {
-	w.Header().Set("Retry-After", fmt.Sprint(retrySeconds))
+	w.Header().Set("Retry-After", strconv.Itoa(retrySeconds))
 	problem(w, http.StatusServiceUnavailable, "not-stored", "The events were not stored", detail+" Send the same body again.")
 }

@@ -171,9 +171,8 @@ var errAmbiguous = errors.New("path can be read in more than one way")
 // read differently (dot segments, encoded or backward slashes, control
 // characters) is refused: what is checked here must be what is served there.
 func cleanPath(target string) (string, error) {
-	if i := strings.IndexAny(target, "?#"); i >= 0 {
-		target = target[:i]
-	}
+	target, _, _ = strings.Cut(target, "?")
+	target, _, _ = strings.Cut(target, "#")
 	if isPlain(target) {
 		return target, nil
 	}

@@ -51,7 +51,8 @@ type Service struct {
 	health  *api.Health
 	hinted  atomic.Bool
 
-	policyText  []byte // as last looked at, by the policy goroutine
+	policyText  []byte // as last judged, by the policy goroutine
+	policySeen  []byte // as last looked at
 	policyError atomic.Pointer[error]
 
 	http     *http.Server
@@ -337,7 +338,7 @@ func (s *Service) loadFirstPolicy() error {
 	if err != nil {
 		return err
 	}
-	s.policyText = text
+	s.policyText, s.policySeen = text, text
 	s.policy.Store(p)
 	s.metrics.reloads["ok"].Inc()
 	return nil
@@ -368,9 +369,14 @@ func (s *Service) watchPolicy(ctx context.Context) {
 	}
 }
 
+// reloadPolicy judges the file if it has changed. A text must have been the same
+// at two looks, because an editor may be half way through writing it, and half a
+// policy can be a valid one.
 func (s *Service) reloadPolicy(always bool) {
 	p, text, err := loadPolicy(s.cfg.Policy)
-	if !always && string(text) == string(s.policyText) && (text != nil || s.policyText == nil) {
+	settled := string(text) == string(s.policySeen)
+	s.policySeen = text
+	if !always && (!settled || string(text) == string(s.policyText) && (text != nil || s.policyText == nil)) {
 		return
 	}
 	s.policyText = text
