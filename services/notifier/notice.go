@@ -13,7 +13,10 @@ import (
 // and the audit alone.
 func mailed(n *key.Notice) bool {
 	switch n.Type {
-	case key.Expiring, key.Expired, key.RotationDue, key.Unused:
+	case key.Expired:
+		// The end of a grace period was announced when the key was rotated.
+		return n.Data.SuccessorID == ""
+	case key.Expiring, key.RotationDue, key.Unused:
 		return true
 	case key.Rotated, key.SuspendEv, key.RevokedEv:
 		return n.Data.Actor == "system"
