@@ -24,7 +24,8 @@ type Config struct {
 	FallbackEmail string `env:"FALLBACK_EMAIL"`
 	// ConsoleURL is the address of the console as its readers reach it, written in mails.
 	ConsoleURL string `env:"CONSOLE_URL" envDefault:"http://127.0.0.1:8080"`
-	// TimeZone is the IANA name of the readers' time zone, shown beside UTC.
+	// TimeZone is the IANA name of the readers' time zone, shown beside UTC; empty
+	// is that of this machine.
 	TimeZone string `env:"MAIL_TIMEZONE"`
 	// MaxPerHour bounds the mails to one address in an hour; further alerts come in one digest.
 	MaxPerHour int `env:"MAIL_MAX_PER_HOUR" envDefault:"100"`

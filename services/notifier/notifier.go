@@ -55,9 +55,11 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	zone, err := time.LoadLocation(cfg.TimeZone)
-	if err != nil {
-		return nil, fmt.Errorf("read LATCHKEY_MAIL_TIMEZONE: %w", err)
+	zone := time.Local // of a person's own machine, if it is one
+	if cfg.TimeZone != "" {
+		if zone, err = time.LoadLocation(cfg.TimeZone); err != nil {
+			return nil, fmt.Errorf("read LATCHKEY_MAIL_TIMEZONE: %w", err)
+		}
 	}
 	s := &Service{
 		cfg: cfg, log: log, mailer: mailer, metrics: newMetrics(deps.Metrics),
