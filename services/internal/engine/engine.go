@@ -134,7 +134,7 @@ func Start(ctx context.Context, cfg Config) (*Engine, error) {
 		cfg.Library = library
 	}
 	e := &Engine{cfg: cfg, log: cfg.Log, done: make(chan struct{})}
-	if err := e.listen(); err != nil {
+	if err := e.listen(ctx); err != nil {
 		return nil, err
 	}
 	child, err := e.spawn(ctx)
@@ -175,18 +175,18 @@ func (c *Config) check() error {
 	return nil
 }
 
-func (e *Engine) listen() (err error) {
-	if e.native, err = listenTCP(e.cfg.NativeAddr); err != nil {
+func (e *Engine) listen(ctx context.Context) (err error) {
+	if e.native, err = listenTCP(ctx, e.cfg.NativeAddr); err != nil {
 		return fmt.Errorf("listen for ClickHouse's native protocol: %w", err)
 	}
-	if e.web, err = listenTCP(e.cfg.HTTPAddr); err != nil {
+	if e.web, err = listenTCP(ctx, e.cfg.HTTPAddr); err != nil {
 		return errors.Join(fmt.Errorf("listen for ClickHouse's HTTP interface: %w", err), e.native.Close())
 	}
 	return nil
 }
 
-func listenTCP(addr string) (*net.TCPListener, error) {
-	l, err := net.Listen("tcp", addr)
+func listenTCP(ctx context.Context, addr string) (*net.TCPListener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
@@ -318,7 +318,7 @@ func (e *Engine) command() (cmd *exec.Cmd, ready *os.File, cleanUp func(), err e
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, native.Close(), web.Close())
 	}
-	cmd = exec.Command(self)
+	cmd = exec.CommandContext(context.Background(), self)     // it outlives the start's context
 	cmd.Args = []string{filepath.Base(self), "engine", "run"} // for those who read ps
 	cmd.Env = append(os.Environ(), childVariable+"="+string(told), "TZ=UTC")
 	cmd.ExtraFiles = []*os.File{native, web, readyChild}

@@ -78,7 +78,7 @@ func TestHTTPQueries(t *testing.T) {
 		{"unknown database", params("database", "nowhere"), "SELECT 1", 404, "Code: 81. DB::Exception:…"},
 		{"unknown setting", params("nosuch", "1"), "SELECT 1", 404, "Code: 115. DB::Exception:…"},
 		{"no query", "", "", 400, "Code: 62.…"},
-		{"two statements", "", "SELECT 1; SELECT 2", 400, "Code: 62. DB::Exception: Syntax error: Multi-statements are not allowed…"},
+		{"two statements", "", "SELECT 1; SELECT 2", 400, "Code: 62. DB::Exception: Syntax error: multi-statements are not allowed…"},
 		{"time limit", params("max_execution_time", "1", "wait_end_of_query", "1"), "SELECT sleepEachRow(0.2) FROM numbers(100) SETTINGS max_block_size = 1", 408, "Code: 159.…"},
 		{"out to a file", "", "SELECT 1 INTO OUTFILE '/tmp/never'", 403, "Code: 497.…"},
 		{"in from a file", "", "INSERT INTO t FROM INFILE '/etc/passwd' FORMAT CSV", 403, "Code: 497.…"},

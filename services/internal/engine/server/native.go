@@ -63,12 +63,13 @@ const (
 	progressInterval = time.Second
 )
 
-func (s *Server) serveNative() error {
+// serveNative accepts connections until the listener is closed.
+func (s *Server) serveNative() {
 	slots := make(chan struct{}, maxConnections)
 	for {
 		conn, err := s.cfg.Native.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			return nil
+			return
 		}
 		if err != nil {
 			// Too many open files pass; a closed listener was told apart above.

@@ -120,8 +120,8 @@ func (s *Server) Serve(ctx context.Context) error {
 		MaxHeaderBytes: 1 << 20, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return s.ctx },
 	}
-	failed := make(chan error, 2)
-	go func() { failed <- s.serveNative() }()
+	failed := make(chan error, 1)
+	go s.serveNative()
 	go func() {
 		if err := web.Serve(netutil.LimitListener(s.cfg.HTTP, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 			failed <- fmt.Errorf("serve HTTP: %w", err)

@@ -19,19 +19,14 @@ const (
 	codeBadArguments        = 36
 	codeNotImplemented      = 48
 	codeSyntaxError         = 62
-	codeUnknownFormat       = 73
 	codeUnknownSetting      = 115
 	codeUnknownException    = 1002
 	codeAccessDenied        = 497
 	codeAuthentication      = 516
-	codeTooManyQueries      = 202
 	codeUnexpectedPacket    = 101
 	codeQueryWasCancelled   = 394
 	codeIncorrectData       = 117
-	codeFileError           = 76
-	codeTooManyBytes        = 307
 	codeQueryTooLarge       = 229
-	codeInvalidQueryParam   = 36
 	codeNoSuchColumnInTable = 16
 )
 

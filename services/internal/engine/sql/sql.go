@@ -56,8 +56,8 @@ type InsertHead struct {
 
 // Errors that Parse returns.
 var (
-	ErrEmpty    = errors.New("Empty query")
-	ErrMultiple = errors.New("Multi-statements are not allowed")
+	ErrEmpty    = errors.New("the query is empty")
+	ErrMultiple = errors.New("multi-statements are not allowed")
 	ErrExit     = errors.New("there is no client to leave")
 	ErrFiles    = errors.New("reading and writing files of the server is not allowed")
 )

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -46,8 +47,7 @@ func (t *columnType) walk(s source, rows uint64) error {
 }
 
 func (t *columnType) walkState(s source) error {
-	switch t.kind {
-	case lowCardinality, jsonText:
+	if t.kind == lowCardinality || t.kind == jsonText {
 		version, err := s.u64()
 		if err != nil {
 			return err
@@ -112,7 +112,7 @@ func (t *columnType) walkLowCardinality(s source, rows uint64) error {
 			return err
 		}
 		if flags&(1<<8) != 0 {
-			return fmt.Errorf("a shared LowCardinality dictionary is not supported here")
+			return errors.New("a shared LowCardinality dictionary is not supported here")
 		}
 		if flags&(1<<9) != 0 {
 			keys, err := s.u64()
@@ -128,7 +128,7 @@ func (t *columnType) walkLowCardinality(s source, rows uint64) error {
 			return err
 		}
 		if group == 0 || group > rows || flags&0xff > 3 {
-			return fmt.Errorf("LowCardinality column is malformed")
+			return errors.New("LowCardinality column is malformed")
 		}
 		if err := s.skip(group << (flags & 0xff)); err != nil {
 			return err
@@ -181,10 +181,10 @@ func parseTypeAt(name string, depth int) (*columnType, error) {
 	base, inner, hasArgs := strings.Cut(name, "(")
 	base = strings.TrimSpace(base)
 	if hasArgs {
-		closed := false
-		if inner, closed = strings.CutSuffix(inner, ")"); !closed {
+		if !strings.HasSuffix(inner, ")") {
 			return nil, &UnsupportedTypeError{name}
 		}
+		inner = inner[:len(inner)-1]
 	}
 	if size, ok := fixedSizes[base]; ok {
 		return &columnType{kind: fixed, size: size}, nil
