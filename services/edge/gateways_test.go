@@ -89,7 +89,7 @@ func (g gateway) find(t *testing.T) string {
 			return path
 		}
 	}
-	t.Skipf("%s is not installed: scripts/install-gateways installs it as root on Debian", g.name)
+	t.Skipf("%s is not installed: scripts/install-test-servers installs it as root on Debian", g.name)
 	return ""
 }
 
