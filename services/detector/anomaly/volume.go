@@ -67,7 +67,7 @@ const (
 	// a month and a bit, so that what happens twice a month is known.
 	volumeLearning = 16 * 24 * time.Hour
 	// baseEvidence is the least evidence in nats for an alarm.
-	baseEvidence = 9.5
+	baseEvidence = 8.5
 	// newsEvidence is what makes a burst of an hour's count, which is learned by its size.
 	newsEvidence = 16
 	// volumeSettled is the number of hours before a profile tells what is unusual.
@@ -101,7 +101,7 @@ func (p *profile) expected(hour int64) float64 {
 	w := weekHour(hour)
 	hours := float64(p.Hours)
 	days, weeks := min(hours/24, 14), min(hours/168, 5)
-	daily := (float64(p.Day[w%24])*days + 0.5*float64(p.Level)) / (days + 0.5)
+	daily := (float64(p.Day[w%24])*days + 0.15*float64(p.Level)) / (days + 0.15)
 	return (unpackCount(p.Week[w])*weeks + daily) / (weeks + 1)
 }
 
@@ -109,13 +109,13 @@ func (p *profile) expected(hour int64) float64 {
 // most of a neighbour's (cron jobs jitter and clocks change), raised when the key as a
 // whole has risen.
 func (p *profile) slotRate(hour int64) float64 {
-	beside := 0.4
+	beside := 0.25
 	if !p.even() {
 		beside = 0.7
 	}
 	x := max(p.expected(hour), beside*p.expected(hour-1), beside*p.expected(hour+1))
 	rise := (float64(p.Actual) + 5) / (float64(p.Expected) + 5)
-	return x * min(max(rise, 1), 4)
+	return x * min(max(0.8*rise, 1), 4) // a little more than usual is noise
 }
 
 // even reports whether the key spreads its requests over the hour.
@@ -234,11 +234,11 @@ func (p *profile) evidence(c, lambda float64) float64 {
 }
 
 func (p *profile) startsEvidence(n, lambda float64) float64 {
-	return (n*logRise - (riseRatio-1)*(lambda*float64(p.Grain)+0.25)) / 1.1
+	return (n*logRise - (riseRatio-1)*(lambda*float64(p.Grain)+0.15)) / 1.1
 }
 
 func (p *profile) evidenceAlone(c, lambda float64) float64 {
-	lambda += 0.2
+	lambda += 0.1
 	return (c*logRise - (riseRatio-1)*lambda) / p.inflation(lambda)
 }
 
@@ -251,7 +251,7 @@ func (p *profile) plan() {
 	if age < int64(volumeLearning)/4 || p.Hours < volumeSettled {
 		return
 	}
-	young, perDay := 1.0, 3e-4*math.Exp(-p.strict)
+	young, perDay := 1.0, 5e-4*math.Exp(-p.strict)
 	if age < int64(volumeLearning) {
 		young = 40
 	}
@@ -263,7 +263,7 @@ func (p *profile) plan() {
 	if young > 1 {
 		burst = max(burst, young*most, 500)
 	}
-	doubt := 1 + 0.25*max(0, volumeMature-float64(age)/float64(24*time.Hour))/14
+	doubt := 1 + 0.2*max(0, volumeMature-float64(age)/float64(24*time.Hour))/14
 	p.Floor = float32(burst)
 	p.Need = float32(max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1), 1) * min(young, 4) * doubt)
 	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6, burst)
@@ -279,15 +279,18 @@ func (p *profile) planSoFar() {
 		return
 	}
 	lambda, burst := float64(p.Lambda), float64(p.Floor)
-	if p.even() {
-		lambda *= min(1, float64(p.Bin%6+2)/6)
+	if so := float64(p.Bin%6+2) / 6; so < 1 && p.even() {
+		lambda *= so
+		if lambda > 2 {
+			burst = max(burst, 1.5*float64(p.BinTail.Top[0])) // ten busy minutes at the beginning are none
+		}
 	}
 	room := float64(p.Need) - float64(p.Excess)
-	c := (room*p.inflation(lambda+0.2) + (riseRatio-1)*(lambda+0.2)) / logRise
+	c := (room*p.inflation(lambda+0.1) + (riseRatio-1)*(lambda+0.1)) / logRise
 	p.CountAlarm = countOf(max(c, 6, leastRatio*lambda, burst))
 	p.StartsAlarm = math.MaxUint32
 	grain := float64(p.Grain)
-	c = max(5, (room*1.1+(riseRatio-1)*(lambda*grain+0.25))/logRise, leastRatio*lambda*grain)
+	c = max(5, (room*1.1+(riseRatio-1)*(lambda*grain+0.15))/logRise, leastRatio*lambda*grain)
 	if p.Lambda < 20 && c >= burst*grain {
 		p.StartsAlarm = countOf(c)
 	}
