@@ -318,7 +318,11 @@ func (e *Engine) command() (cmd *exec.Cmd, ready *os.File, cleanUp func(), err e
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, native.Close(), web.Close())
 	}
-	cmd = exec.CommandContext(context.Background(), self)     // it outlives the start's context
+	path := self
+	if runtime.GOOS == "linux" {
+		path = "/proc/self/exe" // the same program even after its file was replaced or removed
+	}
+	cmd = exec.CommandContext(context.Background(), path)     // it outlives the start's context
 	cmd.Args = []string{filepath.Base(self), "engine", "run"} // for those who read ps
 	cmd.Env = append(os.Environ(), childVariable+"="+string(told), "TZ=UTC")
 	cmd.ExtraFiles = []*os.File{native, web, readyChild}
