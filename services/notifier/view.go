@@ -146,11 +146,11 @@ func (r *renderer) address(v *mailView, org *key.Org, to string) {
 }
 
 func (r *renderer) page(parts ...string) string {
-	u := r.consoleURL
+	escaped := []string{r.consoleURL}
 	for _, p := range parts {
-		u += "/" + url.PathEscape(p)
+		escaped = append(escaped, url.PathEscape(p))
 	}
-	return u
+	return strings.Join(escaped, "/")
 }
 
 func viewKey(id string, rec *key.Record, now time.Time) keyView {
