@@ -99,6 +99,9 @@ type Record struct {
 	SuccessorID   string            `json:"successor_key_id,omitempty"`
 	Metadata      map[string]string `json:"metadata,omitempty"`
 	Tags          []string          `json:"tags,omitempty"`
+	// GraceAfterUse is the grace period of a rotated key that begins only when its
+	// successor is first used, a Go duration; until then ExpiresAt is the latest end.
+	GraceAfterUse string `json:"grace_after_use,omitempty"`
 	// Unclaimed marks a key that a policy made: nobody has seen its secret yet,
 	// and its owner fetches one, once.
 	Unclaimed bool `json:"unclaimed,omitempty"`

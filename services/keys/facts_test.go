@@ -126,6 +126,48 @@ func TestHygieneAndLastUse(t *testing.T) {
 	}
 }
 
+// stubFacts knows what a test tells it.
+type stubFacts struct {
+	noFacts
+	used map[string]time.Time
+}
+
+func (f stubFacts) lastUsed(context.Context, string, []string) (map[string]time.Time, error) {
+	return f.used, nil
+}
+
+func TestGraceFromFirstUse(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	w.freeze(start)
+	id, secret := w.key(w.org("acme"), "orgs:read")
+	w.must(503, w.admin, "POST", "/v1/api-keys/"+id+"/rotate", object{"grace_from": "first_use"})
+	used := map[string]time.Time{}
+	w.svc.facts = stubFacts{used: used}
+	w.must(422, w.admin, "POST", "/v1/api-keys/"+id+"/rotate", object{"grace_from": "whenever"})
+	next := w.must(201, w.admin, "POST", "/v1/api-keys/"+id+"/rotate", object{"grace_from": "first_use", "grace": "1h"}).text("id")
+	evaluate := func(at time.Duration) string {
+		t.Helper()
+		w.freeze(start.Add(at))
+		if err := w.svc.evaluate(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		return w.must(200, w.admin, "GET", "/v1/api-keys/"+id, nil).text("expires_at")
+	}
+	if got, want := evaluate(20*day), start.Add(maxGrace).Format(time.RFC3339); got != want {
+		t.Errorf("before the first use it ends at %s, not %s", got, want)
+	}
+	w.must(200, secret, "GET", "/v1/orgs", nil)
+	used[next] = start.Add(21 * day)
+	for _, later := range []time.Duration{21 * day, 22 * day} {
+		if got, want := evaluate(later), start.Add(21*day+time.Hour).Format(time.RFC3339); got != want {
+			t.Errorf("after the first use it ends at %s, not %s", got, want)
+		}
+	}
+	w.must(401, secret, "GET", "/v1/orgs", nil)
+}
+
 // A ClickHouse that is away takes nothing along.
 func TestClickHouseAway(t *testing.T) {
 	t.Parallel()

@@ -236,6 +236,7 @@ type rotateInput struct {
 	ID   string `path:"id"`
 	Body *struct {
 		Grace     *string    `json:"grace,omitempty" doc:"How long the old key stays valid: 24h, 30m, 7d, or 0 to end it at once. The policy's, or 24h, if absent. Never beyond the old key's own expiry." maxLength:"20" example:"24h"`
+		GraceFrom string     `json:"grace_from,omitempty" enum:"now,first_use" doc:"When the grace period begins: now, or when the new key is first used, so that nobody is cut off who was slow to change over. The old key then ends after 90 days at the latest."`
 		ExpiresAt *time.Time `json:"expires_at,omitempty" doc:"Expiry of the new key. If absent it lives as long as the old one was meant to."`
 		Reason    string     `json:"reason,omitempty" doc:"For the audit."`
 	}
@@ -244,17 +245,19 @@ type rotateInput struct {
 func (s *Service) rotateKey(ctx context.Context, in *rotateInput) (*newKeyOutput, error) {
 	p := api.From(ctx)
 	var (
-		f      faults
-		given  *time.Duration
-		at     *time.Time
-		reason string
+		f     faults
+		given *time.Duration
+		opts  rotateOptions
 	)
 	if b := in.Body; b != nil {
 		if b.Grace != nil {
 			d := f.duration("body.grace", *b.Grace, maxGrace)
 			given = &d
 		}
-		at, reason = f.expiry("body.expires_at", b.ExpiresAt, s.now()), f.text("body.reason", b.Reason, maxName)
+		opts.expires, opts.reason = f.expiry("body.expires_at", b.ExpiresAt, s.now()), f.text("body.reason", b.Reason, maxName)
+		if opts.fromFirstUse = b.GraceFrom == "first_use"; opts.fromFirstUse && s.facts == facts(noFacts{}) {
+			return nil, factsProblem(errNoClickHouse)
+		}
 	}
 	if err := f.err(); err != nil {
 		return nil, err
@@ -263,11 +266,11 @@ func (s *Service) rotateKey(ctx context.Context, in *rotateInput) (*newKeyOutput
 	if err != nil {
 		return nil, answer(err)
 	}
-	period := grace(effective(old.Policy, s.orgs.policy(old.OrgID)))
+	opts.grace = grace(effective(old.Policy, s.orgs.policy(old.OrgID)))
 	if given != nil {
-		period = *given
+		opts.grace = *given
 	}
-	rot, err := s.rotate(ctx, caller(ctx), in.ID, period, at, false, reason, func(r key.Record) error {
+	rot, err := s.rotate(ctx, caller(ctx), in.ID, opts, func(r key.Record) error {
 		if err := visibleTo(p)(r); err != nil {
 			return err
 		}

@@ -43,10 +43,23 @@ type rotation struct {
 	limited bool
 }
 
+// rotateOptions say how a key is to be replaced.
+type rotateOptions struct {
+	// grace is how long the old key stays valid.
+	grace time.Duration
+	// fromFirstUse lets grace begin when the successor is first used, and at
+	// the latest so that it ends after maxGrace.
+	fromFirstUse bool
+	// expires is the new key's expiry; nil gives it as long a life as the old one's.
+	expires *time.Time
+	// unclaimed makes a successor whose secret nobody has seen.
+	unclaimed bool
+	reason    string
+}
+
 // rotate replaces a key: the successor is created and the old key given its end
 // in one atomic batch. check may refuse it for the state that the key is in.
-// unclaimed makes a successor whose secret nobody has seen.
-func (s *Service) rotate(ctx context.Context, by actor, id string, grace time.Duration, expires *time.Time, unclaimed bool, reason string, check func(key.Record) error) (rotation, error) {
+func (s *Service) rotate(ctx context.Context, by actor, id string, opts rotateOptions, check func(key.Record) error) (rotation, error) {
 	for range maxRaces {
 		before, err := s.store.read(ctx, id)
 		if err != nil {
@@ -55,14 +68,14 @@ func (s *Service) rotate(ctx context.Context, by actor, id string, grace time.Du
 		if err := check(before.Record); err != nil {
 			return rotation{}, err
 		}
-		rot, err := s.successor(before.Record, grace, expires)
+		rot, err := s.successor(before.Record, opts)
 		if err != nil {
 			return rotation{}, err
 		}
-		rot.new.Unclaimed = unclaimed
+		rot.new.Unclaimed = opts.unclaimed
 		err = s.store.commit(ctx, by,
 			write{after: rot.new, typ: key.Created, reason: "successor of " + id},
-			write{before: before, after: rot.old, typ: key.Rotated, reason: reason})
+			write{before: before, after: rot.old, typ: key.Rotated, reason: opts.reason})
 		if !errors.Is(err, errRace) {
 			return rot, err
 		}
@@ -73,15 +86,15 @@ func (s *Service) rotate(ctx context.Context, by actor, id string, grace time.Du
 // successor makes both records of a rotation. The old key never outlives its own
 // expiry; without grace it is revoked as superseded, so that no clock decides.
 // The new key lives as long as the old one was meant to, unless told otherwise.
-func (s *Service) successor(old key.Record, grace time.Duration, expires *time.Time) (rotation, error) {
+func (s *Service) successor(old key.Record, opts rotateOptions) (rotation, error) {
 	now := s.now().UTC()
 	fresh := old
 	fresh.ID, fresh.ParentKeyID, fresh.SuccessorID = s.ids.next("key", now), old.ID, ""
 	fresh.Status, fresh.RevokeReason, fresh.RevokedAt = key.Active, "", nil
-	fresh.CreatedAt, fresh.LastRotatedAt, fresh.Unclaimed = now, &now, false
+	fresh.CreatedAt, fresh.LastRotatedAt, fresh.Unclaimed, fresh.GraceAfterUse = now, &now, false, ""
 	switch {
-	case expires != nil:
-		fresh.ExpiresAt = expires
+	case opts.expires != nil:
+		fresh.ExpiresAt = opts.expires
 	case old.ExpiresAt != nil:
 		at := now.Add(old.ExpiresAt.Sub(old.CreatedAt))
 		fresh.ExpiresAt = &at
@@ -92,17 +105,41 @@ func (s *Service) successor(old key.Record, grace time.Duration, expires *time.T
 	}
 	rot := rotation{old: old, new: fresh, secret: secret}
 	rot.old.SuccessorID = fresh.ID
-	end := now.Add(grace)
+	end := now.Add(opts.grace)
+	if opts.fromFirstUse && !expired(old, now) {
+		rot.old.GraceAfterUse, end = opts.grace.String(), now.Add(maxGrace)
+	}
 	switch {
 	case old.ExpiresAt != nil && !old.ExpiresAt.After(end):
 		rot.limited = true
-	case grace == 0:
+	case opts.grace == 0 && !opts.fromFirstUse:
 		rot.old.ExpiresAt, rot.old.RevokedAt = &now, &now
 		rot.old.Status, rot.old.RevokeReason = key.Revoked, "superseded"
 	default:
 		rot.old.ExpiresAt = &end
 	}
 	return rot, nil
+}
+
+// startGrace lets the grace period of a rotated key begin if its successor is
+// in use by now, and reports whether it did.
+func (s *Service) startGrace(ctx context.Context, r key.Record) (bool, error) {
+	used, err := s.lastUsed(ctx, []string{r.SuccessorID})
+	if _, ok := used[r.SuccessorID]; err != nil || !ok {
+		return false, nil // asked again later; the key has its latest end
+	}
+	_, err = s.store.change(ctx, system, r.ID, key.Updated, func(r *key.Record) (string, error) {
+		period, err := time.ParseDuration(r.GraceAfterUse)
+		if err != nil || ended(*r, s.now()) {
+			return "", errNothing
+		}
+		if end := s.now().UTC().Add(period); r.ExpiresAt == nil || end.Before(*r.ExpiresAt) {
+			r.ExpiresAt = &end
+		}
+		r.GraceAfterUse = ""
+		return "successor " + r.SuccessorID + " is in use: the grace period begins", nil
+	})
+	return err == nil, err
 }
 
 // rotatable refuses keys that have an end already.

@@ -26,6 +26,9 @@ const (
 	retryLater = 5 * time.Second
 	// unknownUse is when use is asked for again that was not known.
 	unknownUse = 6 * time.Hour
+	// successorCheck is how often a rotated key whose grace period has not begun
+	// is looked at.
+	successorCheck = 10 * time.Minute
 )
 
 // work hands the messages of a shared durable consumer to handle until ctx is
@@ -174,6 +177,12 @@ func (s *Service) evaluate(ctx context.Context, id string) error {
 	if factsErr != nil && !errors.Is(factsErr, errNoClickHouse) {
 		later(now.Add(unknownUse))
 	}
+	if r.GraceAfterUse != "" && !ended(r, now) {
+		if begun, err := s.startGrace(ctx, r); begun || err != nil {
+			return err // the change itself has the key evaluated anew
+		}
+		later(now.Add(successorCheck))
+	}
 	changed := false
 	for _, m := range moments(r, p, used, factsErr == nil, now) {
 		switch {
@@ -210,7 +219,8 @@ func (s *Service) lastUseOf(ctx context.Context, r key.Record, p key.Policy, now
 // due says that a moment has come, or does what the policy wants done then.
 func (s *Service) due(ctx context.Context, r key.Record, p key.Policy, m moment, used map[string]time.Time) error {
 	if m.typ == key.RotationDue && p.AutoRotate != nil && *p.AutoRotate && r.Status == key.Active && !r.Unclaimed {
-		_, err := s.rotate(ctx, system, r.ID, grace(p), nil, true, "rotation interval of "+fmt.Sprint(p.RotationDays)+" days is over", rotatable)
+		opts := rotateOptions{grace: grace(p), unclaimed: true, reason: "rotation interval of " + fmt.Sprint(p.RotationDays) + " days is over"}
+		_, err := s.rotate(ctx, system, r.ID, opts, rotatable)
 		if err == nil {
 			s.metrics.changes.WithLabelValues("rotate", "schedule").Inc()
 		}

@@ -50,7 +50,7 @@ func (s *Service) react(ctx context.Context, a alert.Alert) error {
 	reason := "alert " + a.ID + " (" + a.Severity + ")"
 	switch action {
 	case key.ReactRotate:
-		_, err = s.rotate(ctx, system, r.ID, grace(effective(r.Policy, s.orgs.policy(r.OrgID))), nil, true, reason, rotatable)
+		_, err = s.rotate(ctx, system, r.ID, rotateOptions{grace: grace(effective(r.Policy, s.orgs.policy(r.OrgID))), unclaimed: true, reason: reason}, rotatable)
 	case key.ReactSuspend:
 		_, err = s.suspend(ctx, system, r.ID, reason, s.keepOneAdmin)
 	}

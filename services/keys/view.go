@@ -60,6 +60,7 @@ type Key struct {
 	RevokeReason  string            `json:"revoke_reason,omitempty" doc:"A name of RFC 5280, section 5.3.1."`
 	ParentKeyID   string            `json:"parent_key_id,omitempty" doc:"The key that this one replaced."`
 	SuccessorID   string            `json:"successor_key_id,omitempty" doc:"The key that replaced this one."`
+	GraceAfterUse string            `json:"grace_after_use,omitempty" doc:"The grace period that begins when the successor is first used; expires_at is its latest end."`
 	Unclaimed     bool              `json:"unclaimed,omitempty" doc:"Made by a policy; nobody has seen its secret yet."`
 	AllowedCIDRs  []string          `json:"allowed_cidrs,omitempty"`
 	Metadata      map[string]string `json:"metadata,omitempty"`
@@ -74,7 +75,7 @@ func showKey(r key.Record, now time.Time) Key {
 		ID: r.ID, OrgID: r.OrgID, Name: r.Name, Prefix: r.Prefix, Environment: r.Environment, Description: r.Description, Owner: r.Owner,
 		Scopes: r.Scopes, Status: status(r, now), CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt, LastRotatedAt: r.LastRotatedAt,
 		RevokedAt: r.RevokedAt, RevokeReason: r.RevokeReason, ParentKeyID: r.ParentKeyID, SuccessorID: r.SuccessorID,
-		Unclaimed: r.Unclaimed, Metadata: r.Metadata, Tags: r.Tags, PolicyView: showPolicy(r.Policy),
+		Unclaimed: r.Unclaimed, GraceAfterUse: r.GraceAfterUse, Metadata: r.Metadata, Tags: r.Tags, PolicyView: showPolicy(r.Policy),
 	}
 	if v.Scopes == nil {
 		v.Scopes = []string{}

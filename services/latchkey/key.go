@@ -201,7 +201,7 @@ func (a *apiCommand) printKey(cmd *cobra.Command, method, path string, in any) e
 }
 
 func newKeyRotateCmd(a *apiCommand) *cobra.Command {
-	var grace, expires, reason string
+	var grace, from, expires, reason string
 	cmd := &cobra.Command{
 		Use:     "rotate ID",
 		Short:   "Replace a key; the new secret is shown this once",
@@ -212,6 +212,9 @@ func newKeyRotateCmd(a *apiCommand) *cobra.Command {
 			in := object{}
 			if grace != "" {
 				in["grace"] = grace
+			}
+			if from != "" {
+				in["grace_from"] = from
 			}
 			if reason != "" {
 				in["reason"] = reason
@@ -231,6 +234,7 @@ func newKeyRotateCmd(a *apiCommand) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&grace, "grace", "", "how long the old key stays valid, a `DURATION`: 24h, 7d, 0 (the policy's, or 24h, if absent)")
+	cmd.Flags().StringVar(&from, "grace-from", "", "when that begins: now, or first_use of the new key")
 	cmd.Flags().StringVar(&expires, "expires", "", "`WHEN` the new key expires (it lives as long as the old one was meant to, if absent)")
 	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` for the audit")
 	return cmd

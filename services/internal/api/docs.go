@@ -65,7 +65,7 @@ func (s *Server) docsPage(w http.ResponseWriter, _ *http.Request) {
 		out = append(out, docGroup{Name: name, Operations: ops})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	page(w, http.StatusOK, "docs", map[string]any{"Info": spec.Info, "Groups": out, "Problems": sortedKinds()})
+	page(w, "docs", map[string]any{"Info": spec.Info, "Groups": out, "Problems": sortedKinds()})
 }
 
 func describe(spec *huma.OpenAPI, method, path string, op *huma.Operation) docOperation {
@@ -128,7 +128,7 @@ func problemPage(w http.ResponseWriter, r *http.Request) {
 		NotFound.New("There is no problem of this name; /docs lists them.").Write(w, r)
 		return
 	}
-	page(w, http.StatusOK, "problem", docProblem(k))
+	page(w, "problem", docProblem(k))
 }
 
 // Problem pages read these.
@@ -154,10 +154,9 @@ func sortedKinds() []docKind {
 	return out
 }
 
-func page(w http.ResponseWriter, status int, name string, data any) {
+func page(w http.ResponseWriter, name string, data any) {
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-	w.WriteHeader(status)
 	_ = pages.ExecuteTemplate(w, name, data)
 }
