@@ -51,11 +51,12 @@ var gateways = []gateway{
 	{
 		name: "nginx", bin: []string{"nginx", "/usr/sbin/nginx"}, files: []string{"nginx/latchkey.conf"},
 		prepare: func(t *testing.T, bin, dir string) *exec.Cmd {
-			main := "daemon off;\nmaster_process off;\npid " + dir + "/nginx.pid;\nerror_log stderr warn;\nevents {}\nhttp {\n  access_log off;\n"
+			var main strings.Builder
+			fmt.Fprintf(&main, "daemon off;\nmaster_process off;\npid %s/nginx.pid;\nerror_log stderr warn;\nevents {}\nhttp {\n  access_log off;\n", dir)
 			for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-				main += "  " + kind + "_temp_path " + dir + "/" + kind + ";\n"
+				fmt.Fprintf(&main, "  %s_temp_path %s/%s;\n", kind, dir, kind)
 			}
-			writeFile(t, filepath.Join(dir, "nginx.conf"), main+"  include "+dir+"/latchkey.conf;\n}\n")
+			writeFile(t, filepath.Join(dir, "nginx.conf"), main.String()+"  include "+dir+"/latchkey.conf;\n}\n")
 			return exec.Command(bin, "-p", dir, "-c", filepath.Join(dir, "nginx.conf"))
 		},
 	},

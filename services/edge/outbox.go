@@ -46,6 +46,8 @@ type outbox struct {
 
 	stopFlush, stopSend context.CancelFunc
 	flushing, sending   sync.WaitGroup
+	once                sync.Once
+	closeErr            error
 }
 
 // packer makes frames of events.
@@ -319,8 +321,13 @@ func (o *outbox) drained() bool {
 
 // close takes no more events, writes down what is queued, and gives JetStream
 // until ctx is done to take it. What is left waits on disk for the next start;
-// without a disk it is dropped and counted.
+// without a disk it is dropped and counted. It may be called twice.
 func (o *outbox) close(ctx context.Context) error {
+	o.once.Do(func() { o.closeErr = o.shut(ctx) })
+	return o.closeErr
+}
+
+func (o *outbox) shut(ctx context.Context) error {
 	o.mu.Lock()
 	o.closed = true
 	o.mu.Unlock()

@@ -10,6 +10,8 @@ type counters struct {
 	settled atomic.Uint64
 }
 
+// tally must not be touched after unmap, and unmap be called once: the address
+// may belong to another by then.
 type tally struct {
 	*counters
 	unmap func() error
