@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	publisher "github.com/latchkey-dev/latchkey/pkg/usage"
 	"github.com/latchkey-dev/latchkey/schemas/usage"
 	"github.com/latchkey-dev/latchkey/services/collector/rows"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
@@ -121,12 +122,12 @@ func (w *worker) collect(ctx context.Context, intent Intent) error {
 			}
 			w.queue = msgs
 			w.c.metrics.lag(w.p.Number, msgs[len(msgs)-1], w.batch.eventsPerMessage())
-			if w.batch.messages == 0 && w.behind(msgs) {
-				if err := w.borrow(ctx); err != nil {
-					return err
-				}
-				limit = w.c.cfg.BatchRows
+		}
+		if w.batch.messages == 0 && w.large == nil && behind(w.queue) {
+			if err := w.borrow(ctx); err != nil {
+				return err
 			}
+			limit = w.c.cfg.BatchRows
 		}
 		for len(w.queue) > 0 {
 			m := w.queue[0]
@@ -150,15 +151,18 @@ func (w *worker) incomplete(ctx context.Context) bool {
 	return err != nil || info.NumPending > 0 || info.NumAckPending > w.batch.messages
 }
 
-// behind tells whether more waits than a small batch holds.
-func (w *worker) behind(msgs []*bus.Message) bool {
-	size := 0
-	for _, m := range msgs {
-		size += len(m.Data)
+// behind tells whether more waits, here and in JetStream, than a small batch holds.
+func behind(queue []*bus.Message) bool {
+	events := uint64(0)
+	for _, m := range queue {
+		n, err := strconv.ParseUint(m.Header.Get(publisher.HeaderEvents), 10, 32)
+		if err != nil || n == 0 {
+			n = 1 + uint64(len(m.Data))/1024
+		}
+		events += n
 	}
-	last := msgs[len(msgs)-1]
-	// An event has about 40 bytes in a frame and 300 as JSON.
-	return last.Pending > 0 && (size > 256<<10 || last.Pending > smallRows)
+	perMessage := max(events/uint64(len(queue)), 1)
+	return events+queue[len(queue)-1].Pending*perMessage > smallRows
 }
 
 // borrow waits for a large block, and keeps the partition meanwhile.
