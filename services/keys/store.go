@@ -65,6 +65,13 @@ func (s *records) read(ctx context.Context, id string) (stored, error) {
 		return stored{}, errNoKey
 	}
 	change, seq, err := s.lastChange(ctx, id)
+	if err != nil && !errors.Is(err, errNoKey) {
+		return stored{}, err
+	}
+	// In a cluster a follower may answer that has not heard of our own write yet.
+	if record, known := s.set.At(id); known > seq {
+		return stored{Record: record, seq: known}, nil
+	}
 	return stored{Record: change.Record, seq: seq}, err
 }
 

@@ -150,6 +150,9 @@ func ascii(r rune) rune {
 	return r
 }
 
+// ClientIP is the address of the caller of a request that is not huma's.
+func (s *Server) ClientIP(r *http.Request) netip.Addr { return s.clientIP(r) }
+
 // clientIP is the address of the caller: the socket's peer, or, if that is a
 // trusted proxy, the last address of X-Forwarded-For that is none. The header
 // is read from the right, since a client can write anything to its left.

@@ -161,6 +161,17 @@ func (s *Keyset) Get(id string) (key.Record, bool) {
 	return e.record, true
 }
 
+// At is [Keyset.Get] with the stream sequence of the record, 0 if there is none.
+func (s *Keyset) At(id string) (key.Record, uint64) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e, ok := s.byID[id]
+	if !ok {
+		return key.Record{}, 0
+	}
+	return e.record, e.seq
+}
+
 // Len is the number of keys, whatever their status.
 func (s *Keyset) Len() int {
 	s.mu.RLock()
