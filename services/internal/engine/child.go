@@ -114,13 +114,21 @@ func open(cfg childConfig, native, web net.Listener) (*server.Server, error) {
 	if err := prepareDatabase(db); err != nil {
 		return nil, fmt.Errorf("prepare the database's directory: %w", err)
 	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	forgotten, err := forgetLostParts(db)
+	if err != nil {
+		return nil, err
+	}
+	if forgotten > 0 {
+		log.Info("inserts cut off by the last end may come again", "blocks", forgotten)
+	}
 	lib, err := chdb.Load(cfg.Library, "--path="+db, "--config-file="+config)
 	if err != nil {
 		return nil, err
 	}
 	return server.New(server.Config{
 		Library: lib, SpoolDir: filepath.Join(cfg.DataDir, "spool"), Password: cfg.Password,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Native: native, HTTP: web,
+		Log: log, Native: native, HTTP: web,
 	})
 }
 

@@ -176,3 +176,42 @@ func waitFor(t *testing.T, ok func() bool) {
 		}
 	}
 }
+
+// Killed between writing a block's id and making its part visible, the engine
+// must not take the repeated insert for one that it has.
+func TestInsertLostAmidDeduplicationComesBack(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	e, err := engine.Start(t.Context(), engine.Config{DataDir: dir, NativeAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := open(t, e, clickhouse.Native, "default")
+	for _, ddl := range dedupTables {
+		if err := conn.Exec(t.Context(), ddl); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n, token := range []string{"a", "b"} {
+		if err := insertOnce(t.Context(), conn, token, n*100, 100, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lost := enginetest.Query(t, e, "SELECT path FROM system.parts WHERE table = 'events' AND active ORDER BY name DESC LIMIT 1")
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(lost); err != nil { // as if its rename had not been done
+		t.Fatal(err)
+	}
+	e = enginetest.StartIn(t, dir)
+	conn = open(t, e, clickhouse.Native, "default")
+	for n, token := range []string{"a", "b"} {
+		if err := insertOnce(t.Context(), conn, token, n*100, 100, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, unique, rolled := counts(t, conn); all != 200 || unique != 200 || rolled != 200 {
+		t.Errorf("%d rows, %d unique, %d in the rollup, want 200", all, unique, rolled)
+	}
+}
