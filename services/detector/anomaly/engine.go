@@ -186,7 +186,7 @@ func (p *profile) duplicate(id string, now int64) bool {
 // unskew takes back a leap of the key's newest time by a clock that ran ahead:
 // when events go on where they were before the leap, the leap was the error.
 func (p *profile) unskew(now int64) bool {
-	if p.Leap == 0 || now < p.Leap-int64(time.Minute) || now > p.Leap+int64(6*time.Hour) {
+	if p.Leap == 0 || p.Count > 2 || now < p.Leap-int64(time.Minute) || now > p.Leap+int64(6*time.Hour) {
 		return false
 	}
 	p.Newest, p.Hour, p.Leap, p.Count = now, hourOf(now), 0, 0

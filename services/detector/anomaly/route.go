@@ -208,7 +208,7 @@ func (p *profile) closeRoutes() {
 func (p *profile) mixWords() (observed, usual string) {
 	r := p.Routes[p.Turned]
 	name := p.names[p.Turned].Value()
-	observed = fmt.Sprintf("%s %s, %s in this hour's %s requests", name, never(r.Strange), thousands(float64(r.Count)), thousands(float64(p.InHour)))
+	observed = fmt.Sprintf("%s, %s: %s of this hour's %s requests", name, never(r.Strange), thousands(float64(r.Count)), thousands(float64(p.InHour)))
 	var parts []string
 	for _, s := range p.usualRoutes(3, int(p.Turned)) {
 		parts = append(parts, fmt.Sprintf("%s %.1f %%", s.Value, 100*s.Share))
