@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,7 @@ type world struct {
 	nc         *nats.Conn
 	js         jetstream.JetStream
 	db         *store.Store
+	dir        func() string
 
 	accepted atomic.Int64
 	batches  atomic.Int64
@@ -46,7 +48,13 @@ type world struct {
 // a proxy, and two collectors.
 func newWorld(t *testing.T, servers int) *world {
 	t.Helper()
-	w := &world{t: t, engine: enginetest.StartOwn(t)}
+	return newWorldIn(t, servers, t.TempDir)
+}
+
+// newWorldIn has the servers' streams in directories of the caller's.
+func newWorldIn(t *testing.T, servers int, dir func() string) *world {
+	t.Helper()
+	w := &world{t: t, engine: enginetest.StartOwn(t), dir: dir}
 	w.proxy = newProxy(t, w.engine.NativeAddr())
 	urls := w.startServers(servers)
 	var err error
@@ -92,7 +100,7 @@ func (w *world) startServers(n int) (urls string) {
 		addrs[i], routes[i] = freeAddr(w.t), freeAddr(w.t)
 	}
 	for i := range n {
-		env := []string{"CHAOS_DIR=" + w.t.TempDir(), "CHAOS_ADDR=" + addrs[i]}
+		env := []string{"CHAOS_DIR=" + w.dir(), "CHAOS_ADDR=" + addrs[i]}
 		if n > 1 {
 			env = append(env, fmt.Sprintf("CHAOS_NAME=n%d", i), "CHAOS_CLUSTER_ADDR="+routes[i], "CHAOS_ROUTES=nats://"+strings.Join(routes, ",nats://"))
 		}
@@ -353,4 +361,63 @@ func (w *world) inSync(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// TestFullDisk fills the disk that the streams lie on. What was accepted before
+// is there when there is room again, and nothing is accepted meanwhile.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	mount := func(options string) error {
+		return exec.Command("mount", "-t", "tmpfs", "-o", options, "tmpfs", dir).Run()
+	}
+	if err := mount("size=48m"); err != nil {
+		t.Skipf("mount a small disk: %v (needs root)", err)
+	}
+	t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() })
+	w := newWorldIn(t, 1, func() string { return dir })
+	// Nothing is consumed, so that the disk fills.
+	for _, c := range w.collectors {
+		c.kill()
+	}
+	filler := make([]byte, 1<<20)
+	full := false
+	for i := range 200 {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		_, err := w.js.Publish(ctx, bus.BaselineSubject(i%4), filler)
+		cancel()
+		if full = err != nil; full {
+			break
+		}
+		if i == 10 {
+			lctx, stop := context.WithTimeout(t.Context(), time.Second)
+			w.load(lctx)
+			stop()
+		}
+	}
+	if !full {
+		t.Fatal("a disk of 48 MB took 200 MB")
+	}
+	before := w.accepted.Load()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.load(ctx) })
+	time.Sleep(2 * time.Second)
+	w.servers[0].kill()
+	if err := mount("remount,size=1g"); err != nil {
+		t.Errorf("grow the disk: %v", err)
+	}
+	w.servers[0].start()
+	w.eventually("publish again", func(ctx context.Context) error {
+		_, err := w.js.Publish(ctx, bus.BaselineSubject(0), []byte("[]"))
+		return err
+	})
+	for _, c := range w.collectors {
+		c.start()
+	}
+	time.Sleep(2 * time.Second)
+	cancel()
+	wg.Wait()
+	t.Logf("%d events before the disk was full", before)
+	w.verify()
 }
