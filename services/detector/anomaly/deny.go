@@ -29,6 +29,8 @@ const (
 	guessKeys   = 6  // different keys refused to one source within an hour
 	guessTries  = 40 // refusals to one source within an hour, of however few keys
 	sourceSlots = 1 << 13
+	// scopeLearning is the age in days from which the refusals of a key are known.
+	scopeLearning = 5.0
 )
 
 // judgeScope looks for a burst of requests that lacked a scope.
@@ -45,6 +47,9 @@ func (e *Engine) judgeScope(p *profile, ev *usage.Event, now int64, j *judgement
 	}
 	p.Refused++
 	limit := max(probeFloor, 3*float64(p.RefusedMax)+3)
+	if p.ageDays(now) < scopeLearning {
+		limit = 6*limit + 20
+	}
 	if float64(p.Refused) >= limit/2 {
 		j.add(triggerScope, alarm+math.Log2(float64(p.Refused)/limit))
 	}
