@@ -76,13 +76,13 @@ func (s *Service) identify(r *http.Request) *viewer {
 	}
 	if c, err := r.Cookie(sessionCookie); err == nil {
 		if id, ok := s.sessions.get(c.Value); ok {
-			if p, ok := s.principal(id, clientIP(r)); ok {
+			if p, ok := s.principal(id, s.api.ClientIP(r)); ok {
 				return viewerFor(p)
 			}
 		}
 	}
 	if s.cfg.Login != "always" && local(r) {
-		return &viewer{Local: true, IP: clientIP(r)}
+		return &viewer{Local: true, IP: s.api.ClientIP(r)}
 	}
 	return nil
 }
@@ -149,14 +149,6 @@ func local(r *http.Request) bool {
 func loopbackAddr(addr string) bool {
 	ap, err := netip.ParseAddrPort(addr)
 	return err == nil && ap.Addr().Unmap().IsLoopback()
-}
-
-func clientIP(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap().WithZone("")
 }
 
 // guard lets through who may look, with a scope that the page needs.

@@ -24,7 +24,7 @@ that neither a crash nor a second notifier repeats it.
   LATCHKEY_FALLBACK_EMAIL  who hears of alerts of unknown organizations
   LATCHKEY_CONSOLE_URL     the console's address, as its readers reach it
   LATCHKEY_MAIL_TIMEZONE   the readers' time zone, "Europe/Berlin"
-  LATCHKEY_MAIL_MAX_PER_HOUR  mails to one address in an hour (100), then a digest`,
+  LATCHKEY_MAIL_MAX_PER_HOUR  mails to one address in an hour (200), then a digest`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var cfg notifier.Config

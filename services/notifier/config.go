@@ -28,7 +28,7 @@ type Config struct {
 	// is that of this machine.
 	TimeZone string `env:"MAIL_TIMEZONE"`
 	// MaxPerHour bounds the mails to one address in an hour; further alerts come in one digest.
-	MaxPerHour int `env:"MAIL_MAX_PER_HOUR" envDefault:"100"`
+	MaxPerHour int `env:"MAIL_MAX_PER_HOUR" envDefault:"200"`
 	// Timeout bounds one attempt, from dialling to the server's last answer.
 	Timeout time.Duration `env:"MAIL_TIMEOUT" envDefault:"15s"`
 	// RetryMin and RetryMax bound the pause between attempts, which doubles.
@@ -57,7 +57,7 @@ func (c *Config) setDefaults() {
 	set(&c.RetryFor, 72*time.Hour)
 	set(&c.WebhookTimeout, 20*time.Second)
 	if c.MaxPerHour <= 0 {
-		c.MaxPerHour = 100
+		c.MaxPerHour = 200
 	}
 	if c.MailFrom == "" {
 		c.MailFrom = "Latchkey <latchkey@localhost>"
