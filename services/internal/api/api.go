@@ -130,6 +130,10 @@ func (s *Server) Handler() http.Handler {
 			// Answers may hold a secret that is shown once.
 			h.Set("Cache-Control", "no-store")
 		}
+		if r.Header.Get("Content-Type") == "application/x-www-form-urlencoded" && (r.Header.Get("Authorization") != "" || r.Header.Get("X-API-Key") != "") {
+			// What curl says of any body; a page in a browser can send no key with it.
+			r.Header.Set("Content-Type", "application/json")
+		}
 		if r.ContentLength > MaxBody {
 			tooLarge().Write(w, r)
 			return
