@@ -103,7 +103,7 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 func (p *profile) mixNeed(r *route) float64 {
 	perMonth := 0.01 * math.Exp(-p.strict)
 	chances := 720*float64(p.Level) + 10
-	need := max(math.Log(5*chances/perMonth), p.MixTail.light(perMonth/10, 1))
+	need := max(math.Log(5*chances/perMonth), p.MixTail.light(perMonth/10, 1), p.MixTail.heavy(perMonth/10, 0.2))
 	if r.Strange == 2 {
 		need *= 0.75 // that its like never came before was no chance
 	}

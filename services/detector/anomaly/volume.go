@@ -67,14 +67,14 @@ const (
 	// a month and a bit, so that what happens twice a month is known.
 	volumeLearning = 16 * 24 * time.Hour
 	// baseEvidence is the least evidence in nats for an alarm.
-	baseEvidence = 8.5
+	baseEvidence = 9
 	// newsEvidence is what makes a burst of an hour's count, which is learned by its size.
 	newsEvidence = 16
 	// volumeSettled is the number of hours before a profile tells what is unusual.
 	volumeSettled = 120
 	batchPause    = int64(time.Minute)
 	// leastRatio is how many times the expected count any alarm takes at least.
-	leastRatio = 4.5
+	leastRatio = 5
 	// volumeMature is the age in days from which a profile is trusted in full.
 	volumeMature = 30.0
 )
