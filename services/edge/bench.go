@@ -3,7 +3,6 @@ package edge
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +34,8 @@ type BenchOptions struct {
 	Say     func(format string, args ...any)
 }
 
-// BenchReport is what [Bench] measured. Ratios are of medians of one run.
+// BenchReport is what [Bench] measured. Of several rounds in turns the best
+// counts, and ratios are of those of one run.
 type BenchReport struct {
 	Keys         int     `json:"keys"`
 	StartSeconds float64 `json:"start_seconds"` // from New to every key loaded
@@ -164,7 +164,9 @@ func (*discardStore) append(frame) error { return nil }
 // with the bare hash of the same keys. What is enqueued is flushed between the
 // rounds, off the clock: it is another goroutine's work.
 func (s *Service) benchDecide(o BenchOptions, secrets []string, report *BenchReport) error {
-	const burst = benchSecrets
+	// Short bursts, of which the best counts: on a machine that others use too,
+	// some go undisturbed, and the figure is that of the code.
+	const burst = 4096
 	box := &outbox{
 		opts: outboxOptions{queue: 4 * burst}, pack: s.live, store: &discardStore{}, metrics: s.metrics, tally: newTally(),
 		full: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
@@ -188,7 +190,8 @@ func (s *Service) benchDecide(o BenchOptions, secrets []string, report *BenchRep
 		sink ^= h[0]
 	}
 	var hashes, decisions, hotHashes, hotDecisions, allocs []float64
-	for deadline := time.Now().Add(4 * o.Round); time.Now().Before(deadline) || len(decisions) < 5; {
+	next := 0 // the keys take turns, so that each is met cold
+	for deadline := time.Now().Add(4 * o.Round); time.Now().Before(deadline) || len(decisions) < 50; next += burst {
 		for _, part := range []struct {
 			ns   *[]float64
 			what func(string)
@@ -201,7 +204,7 @@ func (s *Service) benchDecide(o BenchOptions, secrets []string, report *BenchRep
 				if part.hot {
 					part.what(secrets[0])
 				} else {
-					part.what(secrets[i%len(secrets)])
+					part.what(secrets[(next+i)%len(secrets)])
 				}
 			}
 			*part.ns = append(*part.ns, float64(time.Since(began).Nanoseconds())/burst)
@@ -215,19 +218,14 @@ func (s *Service) benchDecide(o BenchOptions, secrets []string, report *BenchRep
 	if denied > 0 {
 		return fmt.Errorf("%d decisions denied a good key", denied)
 	}
-	report.SHA256Ns, report.DecideNs = median(hashes), median(decisions)
-	report.HotSHA256Ns, report.HotDecideNs = median(hotHashes), median(hotDecisions)
+	report.SHA256Ns, report.DecideNs = slices.Min(hashes), slices.Min(decisions)
+	report.HotSHA256Ns, report.HotDecideNs = slices.Min(hotHashes), slices.Min(hotDecisions)
 	report.DecideRatio = report.DecideNs / report.SHA256Ns
 	report.HotRatio = report.HotDecideNs / report.HotSHA256Ns
 	// Other goroutines allocate now and then; a decision that did would show every time.
 	report.DecideAllocs = float64(int(slices.Min(allocs)))
 	runtime.KeepAlive(sink)
 	return nil
-}
-
-func median[T cmp.Ordered](values []T) T {
-	slices.Sort(values)
-	return values[len(values)/2]
 }
 
 // benchAuth measures forward-auth requests in turns with requests to a handler
@@ -243,7 +241,7 @@ func (s *Service) benchAuth(ctx context.Context, o BenchOptions, secrets []strin
 	go func() { _ = server.Serve(bare) }()
 	defer server.Close()
 	var rates [2][]float64
-	for range 5 {
+	for range 8 {
 		for i, addr := range []string{bare.Addr().String(), s.Addr()} {
 			rate, err := load(ctx, addr, secrets, o)
 			if err != nil {
@@ -252,7 +250,7 @@ func (s *Service) benchAuth(ctx context.Context, o BenchOptions, secrets []strin
 			rates[i] = append(rates[i], rate)
 		}
 	}
-	report.BareRequests, report.AuthRequests = median(rates[0]), median(rates[1])
+	report.BareRequests, report.AuthRequests = slices.Max(rates[0]), slices.Max(rates[1])
 	report.AuthRatio = report.AuthRequests / report.BareRequests
 	for ctx.Err() == nil && !s.outbox.drained() {
 		runtime.Gosched()
