@@ -35,6 +35,7 @@ type detectFlags struct {
 	seeds   []uint
 	variant string
 	noGeo   bool
+	only    []string
 }
 
 // detectReport is what `bench detect --output json` prints.
@@ -66,6 +67,7 @@ Benchmark (DIR/nab) and on Schonlau's masquerade data (DIR/masquerade).`,
 	cmd.Flags().StringVar(&f.data, "data", "", "`DIR` with nab/ and masquerade/")
 	cmd.Flags().UintSliceVar(&f.seeds, "seeds", nil, "seeds of the simulated traffic (default the frozen ones)")
 	cmd.Flags().StringVar(&f.variant, "variant", "both", "a, b or both generators")
+	cmd.Flags().StringSliceVar(&f.only, "only", nil, "compare only detectors whose name contains one of these `words`")
 	cmd.Flags().BoolVar(&f.noGeo, "no-geo", false, "give the detector no countries and operators")
 	return cmd
 }
@@ -122,7 +124,9 @@ func (f *detectFlags) simulated(progress io.Writer, r *detectReport) error {
 	if f.noGeo {
 		locate = nil
 	}
-	contestants := contestantsFor(locate)
+	contestants := slices.DeleteFunc(contestantsFor(locate), func(c contestant) bool {
+		return len(f.only) > 0 && !slices.ContainsFunc(f.only, func(word string) bool { return strings.Contains(c.name, word) })
+	})
 	outcomes := make([][]trial.Outcome, len(contestants))
 	for _, run := range f.runs(progress, r, contestants) {
 		for i, out := range run {
