@@ -54,6 +54,14 @@ type Reader struct {
 	Partitions []Partition `json:"partitions"`
 }
 
+// LagMessages is how many messages wait for the reader.
+func (r Reader) LagMessages() (n uint64) {
+	for _, p := range r.Partitions {
+		n += p.LagMessages
+	}
+	return n
+}
+
 // Partition is one partition of a reader.
 type Partition struct {
 	Partition int `json:"partition"`
