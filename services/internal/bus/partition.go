@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -159,6 +160,8 @@ type Message struct {
 func (p *Partition) compete(ctx context.Context, opts Options, own func(context.Context, *Partition) error) {
 	defer p.close()
 	for ctx.Err() == nil {
+		// Whoever still has the pin begins anew with it: giving it back would only
+		// pass the partition to and fro.
 		if err := p.await(ctx); err != nil {
 			if ctx.Err() != nil {
 				return
@@ -179,12 +182,15 @@ func (p *Partition) compete(ctx context.Context, opts Options, own func(context.
 		case ctx.Err() != nil:
 		case errors.Is(err, ErrLost):
 			p.log.Info("partition lost", "reason", err)
+			if p.pin != "" {
+				pause(ctx, 100*time.Millisecond)
+			}
 		case err != nil:
 			p.log.Error("partition given up, will be taken again", "error", err)
 			pause(ctx, time.Second)
 		}
-		p.release()
 	}
+	p.release()
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -199,7 +205,9 @@ func pause(ctx context.Context, d time.Duration) {
 // await returns once JetStream has pinned the consumer to this client, which it
 // says with the first message; that message is read again after the reset.
 func (p *Partition) await(ctx context.Context) error {
-	p.pin = ""
+	if p.pin != "" {
+		return nil
+	}
 	if err := p.subscribe(); err != nil {
 		return err
 	}
@@ -263,12 +271,18 @@ func (p *Partition) close() {
 // release gives the partition back at once instead of when the pin runs out.
 func (p *Partition) release() {
 	p.close()
-	if p.pin == "" {
+	pin := p.pin
+	if pin == "" {
 		return
 	}
 	p.pin = ""
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	// Another owner's pin is not ours to take away.
+	info, err := p.Info(ctx)
+	if err != nil || !slices.ContainsFunc(info.PriorityGroups, func(g jetstream.PriorityGroupState) bool { return g.PinnedClientID == pin }) {
+		return
+	}
 	if s, err := p.js.Stream(ctx, p.Stream); err == nil {
 		_ = s.UnpinConsumer(ctx, p.Consumer, group)
 	}
@@ -432,6 +446,9 @@ func (p *Partition) pull(ctx context.Context, req pullRequest) ([]*Message, erro
 		if len(m.Data) == 0 {
 			if status := m.Header.Get("Status"); status != "" {
 				done, err := pullStatus(status, m.Header.Get("Description"))
+				if errors.Is(err, ErrLost) {
+					p.pin = ""
+				}
 				if err != nil {
 					return nil, err
 				}
