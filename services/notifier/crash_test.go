@@ -39,6 +39,12 @@ func childMain() error {
 	})
 }
 
+// kill ends a process at once; it may have ended before.
+func kill(cmd *exec.Cmd) {
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+}
+
 // A notifier that is killed with -9 again and again, at any moment: every alert
 // reaches the owner, and none twice.
 func TestKilledAgainAndAgain(t *testing.T) {
@@ -63,11 +69,8 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { kill(cmd) })
 		return cmd
-	}
-	kill := func(cmd *exec.Cmd) {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
 	}
 	const alerts = 120
 	kills := 4
@@ -85,8 +88,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		time.Sleep(time.Duration(random.IntN(int(40 * time.Millisecond))))
 		kill(cmd)
 	}
-	last := start()
-	defer kill(last)
+	start()
 	for n := range alerts {
 		h.delivery(fmt.Sprintf("alert.alrt_%d", n), delivery.Sent)
 	}

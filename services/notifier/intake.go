@@ -28,7 +28,9 @@ var errPoison = errors.New("cannot be read")
 func (s *Service) consume(ctx context.Context, stream string, take func(context.Context, []byte) error) error {
 	consumer, err := s.js.CreateOrUpdateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		Durable: durable, AckPolicy: jetstream.AckExplicitPolicy, DeliverPolicy: jetstream.DeliverAllPolicy,
-		AckWait: 30 * time.Second, MaxDeliver: -1, MaxAckPending: 1024,
+		// Short, for recording a delivery takes milliseconds and what a killed
+		// notifier was handed waits for as long.
+		AckWait: 5 * time.Second, MaxDeliver: -1, MaxAckPending: 1024,
 	})
 	if err != nil {
 		return fmt.Errorf("create consumer on %s: %w", stream, err)

@@ -190,7 +190,7 @@ func (h *house) delivery(bucketKey string, states ...string) *delivery.Delivery 
 	}
 	defer func() { _ = watcher.Stop() }()
 	var d delivery.Delivery
-	late := time.After(30 * time.Second)
+	late := time.After(time.Minute)
 	for {
 		select {
 		case entry := <-watcher.Updates():
