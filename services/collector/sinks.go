@@ -3,6 +3,7 @@ package collector
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -120,7 +121,7 @@ func alertRows(m *bus.Message, add func(string, ...any)) error {
 		return fmt.Errorf("read alert: %w", err)
 	}
 	if a.ID == "" {
-		return fmt.Errorf("read alert: it has no id")
+		return errors.New("read alert: it has no id")
 	}
 	evidence := make([]map[string]any, len(a.Evidence))
 	for i, e := range a.Evidence {
@@ -140,7 +141,7 @@ func keyRows(m *bus.Message, add func(string, ...any)) error {
 	}
 	r := ch.Record
 	if r.ID == "" {
-		return fmt.Errorf("read key change: the record has no id")
+		return errors.New("read key change: the record has no id")
 	}
 	cidrs := make([]string, len(r.AllowedCIDRs))
 	for i, c := range r.AllowedCIDRs {

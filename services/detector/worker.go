@@ -357,20 +357,21 @@ func (m *metrics) arrived(p publication) {
 
 // deliver waits until an alert is stored, for as long as it takes.
 func (s *Service) deliver(ctx context.Context, p publication) error {
-	var err error
 	if p.ack != nil {
 		select {
 		case <-p.ack.Ok():
 			s.metrics.arrived(p)
 			return nil
-		case err = <-p.ack.Err():
+		case err := <-p.ack.Err():
+			s.log.Debug("an alert is published again", "error", err)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 	for delay := 50 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
 		again := &nats.Msg{Subject: p.msg.Subject, Header: p.msg.Header, Data: p.msg.Data}
-		if _, err = s.js.PublishMsg(ctx, again); err == nil {
+		_, err := s.js.PublishMsg(ctx, again)
+		if err == nil {
 			s.metrics.arrived(p)
 			return nil
 		}

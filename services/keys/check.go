@@ -61,7 +61,8 @@ func (f *faults) text(location, s string, limit int) string {
 	return s
 }
 
-func (f *faults) name(location, s string) string {
+func (f *faults) name(s string) string {
+	const location = "body.name"
 	if s = f.text(location, s, maxName); s == "" {
 		f.add(location, "is required and must not be blank")
 	}
@@ -202,12 +203,12 @@ func parseDuration(s string) (time.Duration, error) {
 }
 
 // policy puts what the request says of a policy into p.
-func (f *faults) policy(at string, in PolicyInput, p *key.Policy) {
+func (f *faults) policy(in PolicyInput, p *key.Policy) {
 	if in.RotationDays != nil {
-		p.RotationDays = f.days(at+"rotation_days", *in.RotationDays)
+		p.RotationDays = f.days("body.rotation_days", *in.RotationDays)
 	}
 	if in.UnusedDays != nil {
-		p.UnusedDays = f.days(at+"unused_days", *in.UnusedDays)
+		p.UnusedDays = f.days("body.unused_days", *in.UnusedDays)
 	}
 	if in.AutoRotate != nil {
 		p.AutoRotate = in.AutoRotate
@@ -215,7 +216,7 @@ func (f *faults) policy(at string, in PolicyInput, p *key.Policy) {
 	if in.RotationGrace != nil {
 		p.RotationGrace = ""
 		if *in.RotationGrace != "" {
-			p.RotationGrace = f.duration(at+"rotation_grace", *in.RotationGrace, maxGrace).String()
+			p.RotationGrace = f.duration("body.rotation_grace", *in.RotationGrace, maxGrace).String()
 		}
 	}
 	if in.OnCompromise != nil {

@@ -84,11 +84,11 @@ func (s *Service) createKey(ctx context.Context, in *createKeyInput) (*newKeyOut
 	if _, err := s.format.Generate(r.Environment); err != nil {
 		f.add("body.environment", "%s", err)
 	}
-	r.Name, r.Scopes = f.name("body.name", b.Name), f.scopes("body.scopes", b.Scopes)
+	r.Name, r.Scopes = f.name(b.Name), f.scopes("body.scopes", b.Scopes)
 	r.Description, r.Owner = f.text("body.description", b.Description, maxDescription), f.text("body.owner", b.Owner, maxName)
 	r.ExpiresAt, r.AllowedCIDRs = f.expiry("body.expires_at", b.ExpiresAt, s.now()), f.cidrs("body.allowed_cidrs", b.AllowedCIDRs)
 	r.Metadata, r.Tags = f.metadata("body.metadata", b.Metadata), f.tags("body.tags", b.Tags)
-	f.policy("body.", b.PolicyInput, &r.Policy)
+	f.policy(b.PolicyInput, &r.Policy)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -198,7 +198,7 @@ func (s *Service) edit(r *key.Record, in *updateKeyInput) error {
 		}
 	}
 	if b.Name != nil {
-		r.Name = f.name("body.name", *b.Name)
+		r.Name = f.name(*b.Name)
 	}
 	setText(&r.Description, b.Description, "description", maxDescription)
 	setText(&r.Owner, b.Owner, "owner", maxName)
@@ -215,7 +215,7 @@ func (s *Service) edit(r *key.Record, in *updateKeyInput) error {
 		r.Tags = f.tags("body.tags", *b.Tags)
 	}
 	s.editExpiry(&f, r, b.ExpiresAt, b.NeverExpires)
-	f.policy("body.", b.PolicyInput, &r.Policy)
+	f.policy(b.PolicyInput, &r.Policy)
 	return f.err()
 }
 

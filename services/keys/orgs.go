@@ -172,8 +172,8 @@ func (s *Service) createOrg(ctx context.Context, in *createOrgInput) (*orgOutput
 		return nil, api.NotYours.New("Only the installation's own keys create organizations.")
 	}
 	var f faults
-	org := key.Org{ID: in.Body.ID, Name: f.name("body.name", in.Body.Name), OwnerEmail: f.email("body.owner_email", in.Body.OwnerEmail)}
-	f.policy("body.", in.Body.PolicyInput, &org.Policy)
+	org := key.Org{ID: in.Body.ID, Name: f.name(in.Body.Name), OwnerEmail: f.email("body.owner_email", in.Body.OwnerEmail)}
+	f.policy(in.Body.PolicyInput, &org.Policy)
 	now := s.now().UTC()
 	if org.ID == "" {
 		org.ID = s.ids.next("org", now)
@@ -243,12 +243,12 @@ func (s *Service) updateOrg(ctx context.Context, in *updateOrgInput) (*orgOutput
 	var f faults
 	org := before.Org
 	if in.Body.Name != nil {
-		org.Name = f.name("body.name", *in.Body.Name)
+		org.Name = f.name(*in.Body.Name)
 	}
 	if in.Body.OwnerEmail != nil {
 		org.OwnerEmail = f.email("body.owner_email", *in.Body.OwnerEmail)
 	}
-	f.policy("body.", in.Body.PolicyInput, &org.Policy)
+	f.policy(in.Body.PolicyInput, &org.Policy)
 	if err := f.err(); err != nil {
 		return nil, err
 	}

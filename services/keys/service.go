@@ -133,7 +133,7 @@ func newService(ctx context.Context, cfg Config, deps run.Deps, now func() time.
 	}
 	s.metrics = newMetrics(deps.Metrics, s.set)
 	if cfg.Addr != "" {
-		if s.listener, err = net.Listen("tcp", cfg.Addr); err != nil {
+		if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Addr); err != nil {
 			return nil, fmt.Errorf("listen for the keys API: %w", err)
 		}
 	}

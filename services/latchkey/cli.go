@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -74,7 +75,7 @@ func (t *target) apiKey() (string, error) {
 		return v, nil
 	}
 	if t.data == "" {
-		return "", fmt.Errorf("no API key: set LATCHKEY_API_KEY, or name the data directory of a running `latchkey up` with --data")
+		return "", errors.New("no API key: set LATCHKEY_API_KEY, or name the data directory of a running `latchkey up` with --data")
 	}
 	content, err := os.ReadFile(filepath.Join(t.data, "admin.key"))
 	if err != nil {

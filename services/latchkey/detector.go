@@ -247,7 +247,7 @@ func geoLookup(cmd *cobra.Command, cfg geo.Config, out *output, args []string) e
 	}
 	defer func() { _ = l.Close() }()
 	if len(l.Sources()) == 0 {
-		return fmt.Errorf("there are no geo data: fetch them with `latchkey geo fetch`")
+		return errors.New("there are no geo data: fetch them with `latchkey geo fetch`")
 	}
 	places := make([]place, len(args))
 	for i, arg := range args {

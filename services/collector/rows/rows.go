@@ -122,7 +122,11 @@ func (r *Block) Reset() {
 // Input is the block in the form that an insert takes; it follows the block.
 func (r *Block) Input() proto.Input { return r.input }
 
-// ID, KeyID and Nanoseconds are those of row i; the id is valid until Reset.
-func (r *Block) ID(i int) []byte         { return r.id.RowBytes(i) }
-func (r *Block) KeyID(i int) string      { return r.keyID.row(i) }
+// ID is the event id of row i, valid until Reset.
+func (r *Block) ID(i int) []byte { return r.id.RowBytes(i) }
+
+// KeyID is the key of row i.
+func (r *Block) KeyID(i int) string { return r.keyID.row(i) }
+
+// Nanoseconds is the time of row i since 1970.
 func (r *Block) Nanoseconds(i int) int64 { return int64(r.time.Data[i]) }

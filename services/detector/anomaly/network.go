@@ -342,13 +342,13 @@ func (p *profile) usualNetworks(e *Engine, but place) string {
 	top := p.Prefixes[at]
 	share := 100 * float64(top.Weight) / float64(total)
 	if others > 4 && share < 40 {
-		return fmt.Sprintf("many networks: %s", strings.Join(p.usualOperators(e, but), ", "))
+		return fmt.Sprintf("many networks: %s", strings.Join(p.usualCountries(but), ", "))
 	}
 	return fmt.Sprintf("%s (%.1f %% of its hours of use, %s requests since %s)", e.locate(addressIn(top.Key)).words(e),
 		share, thousands(float64(p.Events-1)), time.Unix(0, p.First).UTC().Format("2 January 2006"))
 }
 
-func (p *profile) usualOperators(e *Engine, but place) []string {
+func (p *profile) usualCountries(but place) []string {
 	var out []string
 	for _, s := range shares(p.Countries[:], 4) {
 		if s.Key != but.Country && s.Key&pseudo == 0 {

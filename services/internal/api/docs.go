@@ -95,7 +95,7 @@ func fields(spec *huma.OpenAPI, schema *huma.Schema) []docField {
 	var out []docField
 	for name, property := range schema.Properties {
 		out = append(out, docField{
-			Name: name, Type: typeName(spec, property), Doc: property.Description, Required: slices.Contains(schema.Required, name),
+			Name: name, Type: typeName(property), Doc: property.Description, Required: slices.Contains(schema.Required, name),
 		})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
@@ -109,13 +109,13 @@ func resolve(spec *huma.OpenAPI, schema *huma.Schema) *huma.Schema {
 	return schema
 }
 
-func typeName(spec *huma.OpenAPI, schema *huma.Schema) string {
+func typeName(schema *huma.Schema) string {
 	if schema.Ref != "" {
 		return schema.Ref[strings.LastIndexByte(schema.Ref, '/')+1:]
 	}
 	switch {
 	case schema.Type == "array" && schema.Items != nil:
-		return "[" + typeName(spec, schema.Items) + "]"
+		return "[" + typeName(schema.Items) + "]"
 	case schema.Format != "":
 		return schema.Format
 	}

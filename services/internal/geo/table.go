@@ -112,12 +112,11 @@ func (t *table) lookup(addr netip.Addr) Location {
 	if t == nil {
 		return Location{}
 	}
-	at, found := uint32(0), false
+	find := t.find6
 	if addr.Is4() {
-		at, found = t.find4(addr)
-	} else {
-		at, found = t.find6(addr)
+		find = t.find4
 	}
+	at, found := find(addr)
 	if !found {
 		return Location{}
 	}

@@ -87,7 +87,7 @@ func (in *reader) caddyLine(o object) (usage.Event, error) {
 	if !ok {
 		return usage.Event{}, errors.New("no access log line: it has no request")
 	}
-	request, err := object(inner), error(nil)
+	request := object(inner)
 	sent, answered := request.headers("headers"), o.headers("resp_headers")
 	a := access{
 		address: request.text("client_ip", "remote_ip", "remote_addr"), method: request.text("method"), target: request.text("uri"),
@@ -108,9 +108,11 @@ func (in *reader) caddyLine(o object) (usage.Event, error) {
 	if a.secret = bearer(sent["authorization"]); a.secret == "" {
 		a.secret = bearer(sent["x-api-key"])
 	}
-	if a.time, err = o.time(); err != nil {
+	at, err := o.time()
+	if err != nil {
 		return usage.Event{}, err
 	}
+	a.time = at
 	if text, isText := o["duration"].(string); isText {
 		a.latency, _ = time.ParseDuration(text) // an unreadable latency is none
 	} else {

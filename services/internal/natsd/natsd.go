@@ -167,9 +167,20 @@ func (s *Server) Shutdown() {
 // logger writes the server's words to slog.
 type logger struct{ log *slog.Logger }
 
-func (l logger) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
-func (l logger) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf(format, v...)) }
-func (l logger) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
-func (l logger) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
-func (l logger) Debugf(string, ...any)           {}
-func (l logger) Tracef(string, ...any)           {}
+func (l logger) Noticef(format string, v ...any) {
+	l.log.Debug("NATS", "notice", fmt.Sprintf(format, v...))
+}
+
+func (l logger) Warnf(format string, v ...any) {
+	l.log.Warn("NATS warns", "warning", fmt.Sprintf(format, v...))
+}
+
+func (l logger) Fatalf(format string, v ...any) {
+	l.log.Error("NATS failed", "error", fmt.Sprintf(format, v...))
+}
+
+func (l logger) Errorf(format string, v ...any) {
+	l.log.Error("NATS failed", "error", fmt.Sprintf(format, v...))
+}
+func (l logger) Debugf(string, ...any) {}
+func (l logger) Tracef(string, ...any) {}

@@ -74,7 +74,6 @@ type Life struct {
 	agent   string
 	home    *network
 	site    func(r *rand.Rand, at time.Time) netip.Addr
-	day     func(l *Life, r *rand.Rand, day time.Time, n int) []time.Time
 	level   func(day int) float64
 	visited []string // countries of a roamer
 	late    bool     // backfills carry their old times

@@ -39,7 +39,8 @@ func net(country string, asn uint32, name string, u use, prefixes ...string) net
 var plan = []network{
 	net("DE", 3320, "Deutsche Telekom AG", access, "84.128.0.0/11", "79.192.0.0/11", "2003::/20"),
 	net("DE", 3209, "Vodafone GmbH", access, "88.64.0.0/13", "178.200.0.0/14", "2a02:8108::/32"),
-	net("DE", 8881, "1&1 Versatel GmbH", access, "89.244.0.0/15", "94.134.0.0/15"),
+	net("DE", 8881, "1&1 Versatel GmbH", access, //nolint:misspell // its name
+		"89.244.0.0/15", "94.134.0.0/15"),
 	net("DE", 6805, "Telefonica Germany GmbH", mobile, "46.114.0.0/15", "176.0.0.0/14", "2.240.0.0/13"),
 	net("DE", 24940, "Hetzner Online GmbH", hosting, "78.46.0.0/15", "88.198.0.0/16", "49.12.0.0/15", "2a01:4f8::/32"),
 	net("DE", 51167, "Contabo GmbH", hosting, "62.171.128.0/18", "167.86.64.0/18"),
