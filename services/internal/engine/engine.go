@@ -322,8 +322,8 @@ func (e *Engine) command() (cmd *exec.Cmd, ready *os.File, cleanUp func(), err e
 	if runtime.GOOS == "linux" {
 		path = "/proc/self/exe" // the same program even after its file was replaced or removed
 	}
-	cmd = exec.CommandContext(context.Background(), path)     // it outlives the start's context
-	cmd.Args = []string{filepath.Base(self), "engine", "run"} // for those who read ps
+	cmd = exec.CommandContext(context.Background(), path)                                  // it outlives the start's context
+	cmd.Args = []string{filepath.Base(self), "engine", "run", "clickhouse", e.cfg.DataDir} // for those who read ps
 	cmd.Env = append(os.Environ(), childVariable+"="+string(told), "TZ=UTC")
 	cmd.ExtraFiles = []*os.File{native, web, readyChild}
 	return cmd, ready, func() { _ = errors.Join(native.Close(), web.Close(), readyChild.Close()) }, nil
