@@ -106,7 +106,7 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 		return nil, err
 	}
 	c := &Service{
-		cfg: cfg, log: deps.Log.With("component", "collector"), js: js, nc: deps.NATS, store: st,
+		cfg: cfg, log: deps.Log, js: js, nc: deps.NATS, store: st,
 		pool: st.Pool(cfg.Inserters), large: make(chan *rows.Block, cfg.Inserters+1), intentKV: kv,
 		metrics: newMetrics(deps.Metrics, partitions), owner: owner(),
 		stream: bus.Usage + "@" + strconv.FormatInt(usageStream.CachedInfo().Created.UnixNano(), 36),
