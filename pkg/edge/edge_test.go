@@ -354,7 +354,7 @@ func FuzzClientIP(f *testing.F) {
 	f.Fuzz(func(t *testing.T, xff, peer string) {
 		p, err := netip.ParseAddr(peer)
 		if err != nil {
-			t.Skip()
+			return // no address: nothing that a socket could name
 		}
 		if ip := ClientIP(p, []string{xff}, trusted); !ip.IsValid() || ip.Is4In6() || ip.Zone() != "" {
 			t.Fatalf("%q gives %s", xff, ip)

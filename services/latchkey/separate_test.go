@@ -43,21 +43,14 @@ func TestSeparateServices(t *testing.T) {
 		t.Fatal("migrate failed")
 	}
 	adminPath := filepath.Join(dir, "admin.key")
-	services := map[string][]string{
+	running := startServices(t, natsURL, map[string][]string{
 		"keys":      {clickhouse, "LATCHKEY_KEYS_ADDR=" + keysAddr, "LATCHKEY_ADMIN_KEY_PATH=" + adminPath},
 		"edge":      {"LATCHKEY_EDGE_ADDR=" + edgeAddr, "LATCHKEY_EDGE_GRPC_ADDR=127.0.0.1:0"},
 		"collector": {clickhouse},
 		"detector":  {},
 		"notifier":  {"LATCHKEY_SMTP_URL=" + sent.SMTPURL()},
 		"console":   {clickhouse, "LATCHKEY_CONSOLE_ADDR=" + consoleAddr, "LATCHKEY_KEYS_URL=http://" + keysAddr},
-	}
-	running := map[string]*process{}
-	for name, env := range services {
-		running[name] = startProcess(t, append(env, "LATCHKEY_NATS_URL="+natsURL(name)), name)
-	}
-	for name, addr := range map[string]string{"keys": keysAddr, "edge": edgeAddr, "console": consoleAddr} {
-		eventually(t, time.Minute, name+" is ready", func() error { return checkHealth(t.Context(), t.Output(), "http://"+addr) })
-	}
+	}, keysAddr, edgeAddr, consoleAddr)
 	admin := &installation{process: running["keys"], dir: dir, addrs: map[string]string{"console": consoleAddr, "nats": strings.TrimPrefix(natsURL("collector"), "nats://")}}
 	if err := writeAddresses(dir, admin.addrs); err != nil {
 		t.Fatal(err)
@@ -85,21 +78,7 @@ func TestSeparateServices(t *testing.T) {
 			t.Fatalf("the edge answers %d %+v", status, answer)
 		}
 	}
-	eventually(t, time.Minute, "one mail about the stolen key", func() error {
-		alerts := 0
-		for _, m := range sent.List() {
-			if m.To[0] != "owner@acme.example" {
-				t.Errorf("a mail went to %v", m.To)
-			}
-			if strings.Contains(m.Subject, "new network") {
-				alerts++
-			}
-		}
-		if alerts != 1 {
-			return fmt.Errorf("%d such mails among %+v", alerts, sent.List())
-		}
-		return nil
-	})
+	wantOneAlertMail(t, sent)
 	eventually(t, time.Minute, "the alert is in ClickHouse, the API shows it", func() error {
 		var list struct {
 			Alerts []json.RawMessage `json:"alerts"`
@@ -115,6 +94,41 @@ func TestSeparateServices(t *testing.T) {
 			t.Errorf("%s took %s to stop", name, took)
 		}
 	}
+}
+
+// startServices runs each service as its own user of NATS and waits until those
+// that listen are ready.
+func startServices(t *testing.T, natsURL func(string) string, services map[string][]string, listening ...string) map[string]*process {
+	t.Helper()
+	running := map[string]*process{}
+	for name, env := range services {
+		running[name] = startProcess(t, append(env, "LATCHKEY_NATS_URL="+natsURL(name)), name)
+	}
+	for _, addr := range listening {
+		eventually(t, time.Minute, addr+" is ready", func() error { return checkHealth(t.Context(), t.Output(), "http://"+addr) })
+	}
+	return running
+}
+
+// wantOneAlertMail waits until the owner, and nobody else, has one mail about
+// the stolen key.
+func wantOneAlertMail(t *testing.T, sent *mailbox.Mailbox) {
+	t.Helper()
+	eventually(t, time.Minute, "one mail about the stolen key", func() error {
+		alerts := 0
+		for _, m := range sent.List() {
+			if m.To[0] != "owner@acme.example" {
+				t.Errorf("a mail went to %v", m.To)
+			}
+			if strings.Contains(m.Subject, "new network") {
+				alerts++
+			}
+		}
+		if alerts != 1 {
+			return fmt.Errorf("%d such mails among %+v", alerts, sent.List())
+		}
+		return nil
+	})
 }
 
 func startMailServer(t *testing.T) *mailbox.Mailbox {

@@ -217,7 +217,7 @@ func TestEnvelopeCannotInjectHeaders(t *testing.T) {
 	}
 	list := m.List()
 	if len(list) != 1 {
-		t.Skip("the server refused the greeting")
+		t.Fatalf("%d mails are stored, want the one that was sent", len(list))
 	}
 	mail, err := m.Get(list[0].ID)
 	if err != nil {
