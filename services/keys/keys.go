@@ -179,6 +179,11 @@ func (s *Service) updateKey(ctx context.Context, in *updateKeyInput) (*keyOutput
 				return "", err
 			}
 		}
+		if in.Body.Scopes != nil && !slices.Contains(in.Body.Scopes, apikey.FullAccess) {
+			if err := s.keepOneAdmin(*r); err != nil {
+				return "", err
+			}
+		}
 		return "", s.edit(r, in)
 	})
 	if err != nil {
@@ -340,7 +345,8 @@ func (s *Service) revokeKey(ctx context.Context, in *reasonInput) (*keyOutput, e
 }
 
 // keepOneAdmin refuses to end the last key that can manage the installation: no
-// call could make another.
+// call could make another. Two such keys that end each other at the same moment
+// pass; removing the admin key's file and starting anew makes another.
 func (s *Service) keepOneAdmin(r key.Record) error {
 	if r.OrgID != key.SystemOrg || !slices.Contains(r.Scopes, apikey.FullAccess) || r.Status != key.Active {
 		return nil

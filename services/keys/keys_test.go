@@ -136,6 +136,11 @@ func TestRotateNeverOutlivesTheOldExpiry(t *testing.T) {
 	if !out.ExpiresAt.Equal(start.Add(3 * time.Hour)) {
 		t.Errorf("new key expires at %s", out.ExpiresAt)
 	}
+	var audit struct{ Events []AuditEvent }
+	w.must(200, w.admin, "GET", "/v1/audit?type=api_key.rotated&key_id="+created.text("id"), nil).decode(t, &audit)
+	if len(audit.Events) != 1 || !strings.Contains(audit.Events[0].Reason, "expiry cuts the grace period of 24h0m0s short") {
+		t.Errorf("the lineage does not say that expiry came first: %+v", audit.Events)
+	}
 	// An expired key can be replaced, and stays expired.
 	w.freeze(start.Add(4 * time.Hour))
 	old := out.ID
@@ -395,6 +400,8 @@ func TestLastAdminStays(t *testing.T) {
 	admin := page.Keys[0].ID
 	w.must(409, w.admin, "POST", "/v1/api-keys/"+admin+"/revoke", nil)
 	w.must(409, w.admin, "POST", "/v1/api-keys/"+admin+"/suspend", nil)
+	w.must(409, w.admin, "PATCH", "/v1/api-keys/"+admin, object{"scopes": []string{"keys:*"}})
+	w.must(200, w.admin, "PATCH", "/v1/api-keys/"+admin, object{"scopes": []string{"full_access", "keys:*"}})
 	w.key(key.SystemOrg, "full_access")
 	w.must(200, w.admin, "POST", "/v1/api-keys/"+admin+"/revoke", nil)
 	w.must(401, w.admin, "GET", "/v1/orgs", nil)

@@ -73,9 +73,13 @@ func (s *Service) rotate(ctx context.Context, by actor, id string, opts rotateOp
 			return rotation{}, err
 		}
 		rot.new.Unclaimed = opts.unclaimed
+		reason := opts.reason
+		if rot.limited {
+			reason = strings.TrimPrefix(reason+"; the key's own expiry cuts the grace period of "+opts.grace.String()+" short", "; ")
+		}
 		err = s.store.commit(ctx, by,
 			write{after: rot.new, typ: key.Created, reason: "successor of " + id},
-			write{before: before, after: rot.old, typ: key.Rotated, reason: opts.reason})
+			write{before: before, after: rot.old, typ: key.Rotated, reason: reason})
 		if !errors.Is(err, errRace) {
 			return rot, err
 		}

@@ -15,7 +15,7 @@ import (
 
 func newAlertCmd() *cobra.Command {
 	var a apiCommand
-	cmd := &cobra.Command{Use: "alert", Short: "List and show alerts, and give a verdict"}
+	cmd := &cobra.Command{Use: "alert", Short: "List, show and acknowledge alerts"}
 	a.flags(cmd)
 	cmd.AddCommand(newAlertListCmd(&a), newAlertShowCmd(&a), newAlertVerdictCmd(&a))
 	return cmd
@@ -92,10 +92,12 @@ var verdicts = []string{"expected", "compromised", "planned"}
 
 func newAlertVerdictCmd(a *apiCommand) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "verdict ID expected|compromised|planned",
-		Short: "Say what an alert was: it teaches the key's baseline",
-		Args:  cobra.ExactArgs(2),
+		Use:     "acknowledge ID [expected|compromised|planned]",
+		Aliases: []string{"verdict", "ack"},
+		Short:   "Say what an alert was (expected, if you say no more): it teaches the key's baseline",
+		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			args = append(args, verdicts[0])
 			if !slices.Contains(verdicts, args[1]) {
 				return fmt.Errorf("verdict %q is none of %s", args[1], strings.Join(verdicts, ", "))
 			}

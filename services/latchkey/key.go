@@ -16,10 +16,10 @@ import (
 
 func newKeyCmd() *cobra.Command {
 	var a apiCommand
-	cmd := &cobra.Command{Use: "key", Short: "Create, list, show, rotate, revoke and suspend keys; hygiene report"}
+	cmd := &cobra.Command{Use: "key", Short: "Create, list, show, update, rotate, revoke and suspend keys; hygiene report"}
 	a.flags(cmd)
 	cmd.AddCommand(
-		newKeyCreateCmd(&a), newKeyListCmd(&a), newKeyShowCmd(&a), newKeyRotateCmd(&a),
+		newKeyCreateCmd(&a), newKeyListCmd(&a), newKeyShowCmd(&a), newKeyUpdateCmd(&a), newKeyRotateCmd(&a),
 		newKeyClaimCmd(&a), newKeyRevokeCmd(&a), newKeySuspendCmd(&a), newKeyResumeCmd(&a), newKeyHygieneCmd(&a),
 	)
 	return cmd
@@ -49,7 +49,7 @@ func newKeyCreateCmd(a *apiCommand) *cobra.Command {
 	var (
 		org, name, environment, description, owner, expires string
 		scopes, tags, cidrs                                 []string
-		rotationDays                                        int
+		policy                                              policyFlags
 	)
 	cmd := &cobra.Command{
 		Use:     "create --org ID --name NAME --scopes a:b,c:d",
@@ -76,9 +76,7 @@ func newKeyCreateCmd(a *apiCommand) *cobra.Command {
 			if len(cidrs) > 0 {
 				in["allowed_cidrs"] = cidrs
 			}
-			if rotationDays > 0 {
-				in["rotation_days"] = rotationDays
-			}
+			policy.put(cmd, in)
 			var out object
 			if err := a.call(cmd.Context(), http.MethodPost, "/v1/api-keys", nil, in, &out); err != nil {
 				return err
@@ -96,7 +94,7 @@ func newKeyCreateCmd(a *apiCommand) *cobra.Command {
 	f.StringVar(&owner, "owner", "", "who answers for it")
 	f.StringSliceVar(&tags, "tags", nil, "tags, comma-separated")
 	f.StringSliceVar(&cidrs, "allowed-cidrs", nil, "source `RANGES` from which it may be used (all if absent)")
-	f.IntVar(&rotationDays, "rotation-days", 0, "rotation interval in `DAYS`")
+	policy.flags(cmd)
 	_ = cmd.MarkFlagRequired("name")
 	_ = cmd.MarkFlagRequired("scopes")
 	return cmd
@@ -197,7 +195,55 @@ func (a *apiCommand) printKey(cmd *cobra.Command, method, path string, in any) e
 		a.details(w, out, "id", "org_id", "name", "prefix", "status", "revoke_reason", "environment", "description", "owner", "scopes", "created_at",
 			"expires_at", "last_rotated_at", "rotation_due_at", "last_used_at", "revoked_at", "parent_key_id", "successor_key_id", "unclaimed",
 			"allowed_cidrs", "tags")
+		a.policyDetails(w, out)
 	})
+}
+
+func newKeyUpdateCmd(a *apiCommand) *cobra.Command {
+	var (
+		name, description, owner, expires string
+		scopes, tags, cidrs               []string
+		policy                            policyFlags
+	)
+	cmd := &cobra.Command{
+		Use:     "update ID",
+		Short:   "Change a key; what is not named stays as it is",
+		Example: "  latchkey key update key_01… --scopes orders:read --allowed-cidrs 198.51.100.0/24 --on-compromise rotate",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := object{}
+			for flag, value := range map[string]any{
+				"name": name, "description": description, "owner": owner, "scopes": scopes, "tags": tags, "allowed-cidrs": cidrs,
+			} {
+				if cmd.Flags().Changed(flag) {
+					in[strings.ReplaceAll(flag, "-", "_")] = value
+				}
+			}
+			switch expires {
+			case "":
+			case "never":
+				in["never_expires"] = true
+			default:
+				at, err := parseExpiry(expires, time.Now())
+				if err != nil {
+					return err
+				}
+				in["expires_at"] = at
+			}
+			policy.put(cmd, in)
+			return a.printKey(cmd, http.MethodPatch, keyPath(args[0]), in)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&name, "name", "", "its new `NAME`")
+	f.StringSliceVar(&scopes, "scopes", nil, "its new `SCOPES`, the whole set")
+	f.StringVar(&expires, "expires", "", "`WHEN` it expires: 90d, 12h, a time, or never")
+	f.StringVar(&description, "description", "", "what it is for")
+	f.StringVar(&owner, "owner", "", "who answers for it")
+	f.StringSliceVar(&tags, "tags", nil, "its new tags, the whole set")
+	f.StringSliceVar(&cidrs, "allowed-cidrs", nil, "the source `RANGES` from which it may be used, the whole set")
+	policy.flags(cmd)
+	return cmd
 }
 
 func newKeyRotateCmd(a *apiCommand) *cobra.Command {

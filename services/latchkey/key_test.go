@@ -119,6 +119,15 @@ func TestKeyCommands(t *testing.T) {
 	if got := do("org", "show", org); got["owner_email"] != "owner@acme.example" {
 		t.Errorf("shown %v", got)
 	}
+	if got := do("org", "update", org, "--auto-rotate", "--rotation-days", "30", "--on-compromise", "suspend:critical"); got["auto_rotate"] != true ||
+		got["rotation_days"] != 30.0 || fmt.Sprint(got["on_compromise"]) != "map[action:suspend severity:critical]" || got["name"] != "Acme" {
+		t.Errorf("updated %v", got)
+	}
+	if got := do("key", "update", id, "--scopes", "a:b", "--allowed-cidrs", "198.51.100.7", "--on-compromise", "rotate", "--auto-rotate=false"); fmt.Sprint(got["scopes"]) != "[a:b]" ||
+		fmt.Sprint(got["allowed_cidrs"]) != "[198.51.100.7/32]" || got["auto_rotate"] != false || got["owner"] != "ann" ||
+		fmt.Sprint(got["on_compromise"]) != "map[action:rotate severity:high]" {
+		t.Errorf("updated %v", got)
+	}
 	table, err := latchkey(t, "key", "list", "--data", dir)
 	if err != nil || !strings.Contains(table, id) || !strings.Contains(table, "a:b,c:d") || strings.Contains(table, created["key"].(string)) {
 		t.Errorf("table: %v\n%s", err, table)

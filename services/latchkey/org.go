@@ -12,14 +12,17 @@ import (
 
 func newOrgCmd() *cobra.Command {
 	var a apiCommand
-	cmd := &cobra.Command{Use: "org", Short: "Create, list and show organizations"}
+	cmd := &cobra.Command{Use: "org", Short: "Create, list, show and update organizations"}
 	a.flags(cmd)
-	cmd.AddCommand(newOrgCreateCmd(&a), newOrgListCmd(&a), newOrgShowCmd(&a))
+	cmd.AddCommand(newOrgCreateCmd(&a), newOrgListCmd(&a), newOrgShowCmd(&a), newOrgUpdateCmd(&a))
 	return cmd
 }
 
 func newOrgCreateCmd(a *apiCommand) *cobra.Command {
-	var id, name, email string
+	var (
+		id, name, email string
+		policy          policyFlags
+	)
 	cmd := &cobra.Command{
 		Use:     "create --name NAME --owner-email ADDRESS",
 		Short:   "Create an organization",
@@ -30,6 +33,7 @@ func newOrgCreateCmd(a *apiCommand) *cobra.Command {
 			if id != "" {
 				in["id"] = id
 			}
+			policy.put(cmd, in)
 			var out object
 			if err := a.call(cmd.Context(), http.MethodPost, "/v1/orgs", nil, in, &out); err != nil {
 				return err
@@ -40,8 +44,37 @@ func newOrgCreateCmd(a *apiCommand) *cobra.Command {
 	cmd.Flags().StringVar(&name, "name", "", "its `NAME`")
 	cmd.Flags().StringVar(&email, "owner-email", "", "the `ADDRESS` that alerts and notices go to")
 	cmd.Flags().StringVar(&id, "id", "", "an `ID` of your own (made up if absent)")
+	policy.flags(cmd)
 	_ = cmd.MarkFlagRequired("name")
 	_ = cmd.MarkFlagRequired("owner-email")
+	return cmd
+}
+
+func newOrgUpdateCmd(a *apiCommand) *cobra.Command {
+	var (
+		name, email string
+		policy      policyFlags
+	)
+	cmd := &cobra.Command{
+		Use:     "update ID",
+		Short:   "Change an organization and the policy of its keys",
+		Example: "  latchkey org update org_01… --rotation-days 30 --auto-rotate --on-compromise suspend:critical",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := object{}
+			if cmd.Flags().Changed("name") {
+				in["name"] = name
+			}
+			if cmd.Flags().Changed("owner-email") {
+				in["owner_email"] = email
+			}
+			policy.put(cmd, in)
+			return a.printOrg(cmd, http.MethodPatch, args[0], in)
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "", "its new `NAME`")
+	cmd.Flags().StringVar(&email, "owner-email", "", "the new `ADDRESS` that alerts and notices go to")
+	policy.flags(cmd)
 	return cmd
 }
 
@@ -84,16 +117,27 @@ func newOrgShowCmd(a *apiCommand) *cobra.Command {
 		Short: "Show an organization and its policy",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var out object
-			if err := a.call(cmd.Context(), http.MethodGet, "/v1/orgs/"+url.PathEscape(args[0]), nil, nil, &out); err != nil {
-				return err
-			}
-			return a.print(cmd.OutOrStdout(), out, func(w io.Writer) {
-				a.details(w, out, "id", "name", "owner_email", "created_at", "rotation_days", "auto_rotate", "rotation_grace", "unused_days")
-				if r, ok := out["on_compromise"].(map[string]any); ok {
-					fmt.Fprintf(w, "on compromise\t%v from severity %v\n", r["action"], r["severity"])
-				}
-			})
+			return a.printOrg(cmd, http.MethodGet, args[0], nil)
 		},
+	}
+}
+
+// printOrg makes a call that answers with an organization, and shows it.
+func (a *apiCommand) printOrg(cmd *cobra.Command, method, id string, in any) error {
+	var out object
+	if err := a.call(cmd.Context(), method, "/v1/orgs/"+url.PathEscape(id), nil, in, &out); err != nil {
+		return err
+	}
+	return a.print(cmd.OutOrStdout(), out, func(w io.Writer) {
+		a.details(w, out, "id", "name", "owner_email", "created_at")
+		a.policyDetails(w, out)
+	})
+}
+
+// policyDetails prints the policy of a key or an organization.
+func (a *apiCommand) policyDetails(w io.Writer, out object) {
+	a.details(w, out, "rotation_days", "auto_rotate", "rotation_grace", "unused_days")
+	if r, ok := out["on_compromise"].(map[string]any); ok {
+		fmt.Fprintf(w, "on compromise\t%v from severity %v\n", r["action"], r["severity"])
 	}
 }
