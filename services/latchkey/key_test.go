@@ -66,13 +66,9 @@ func latchkey(t *testing.T, args ...string) (stdout string, err error) {
 	return out.String(), err
 }
 
-func TestKeyCommands(t *testing.T) {
-	t.Parallel()
-	if os.Getenv("LATCHKEY_API_URL")+os.Getenv("LATCHKEY_API_KEY") != "" {
-		t.Skip("the environment names another API")
-	}
-	dir := keysAPI(t)
-	do := func(args ...string) map[string]any {
+// jsonCommands runs commands against dir and reads what they answer.
+func jsonCommands(t *testing.T, dir string) func(args ...string) map[string]any {
+	return func(args ...string) map[string]any {
 		t.Helper()
 		out, err := latchkey(t, append(args, "--data", dir, "--output", "json")...)
 		if err != nil {
@@ -84,6 +80,15 @@ func TestKeyCommands(t *testing.T) {
 		}
 		return v
 	}
+}
+
+func TestKeyCommands(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("LATCHKEY_API_URL")+os.Getenv("LATCHKEY_API_KEY") != "" {
+		t.Skip("the environment names another API")
+	}
+	dir := keysAPI(t)
+	do := jsonCommands(t, dir)
 	org := do("org", "create", "--name", "Acme", "--owner-email", "owner@acme.example")["id"].(string)
 	created := do("key", "create", "--org", org, "--name", "billing", "--scopes", "a:b,c:d", "--expires", "90d", "--tags", "x,y", "--owner", "ann")
 	id := created["id"].(string)
@@ -128,9 +133,35 @@ func TestKeyCommands(t *testing.T) {
 		fmt.Sprint(got["on_compromise"]) != "map[action:rotate severity:high]" {
 		t.Errorf("updated %v", got)
 	}
+	if got := do("audit", "--key", id, "--limit", "2")["events"].([]any); len(got) != 2 || got[0].(map[string]any)["type"] != "api_key.updated" {
+		t.Errorf("audit %v", got)
+	}
 	table, err := latchkey(t, "key", "list", "--data", dir)
 	if err != nil || !strings.Contains(table, id) || !strings.Contains(table, "a:b,c:d") || strings.Contains(table, created["key"].(string)) {
 		t.Errorf("table: %v\n%s", err, table)
+	}
+}
+
+func TestWebhookCommands(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("LATCHKEY_API_URL")+os.Getenv("LATCHKEY_API_KEY") != "" {
+		t.Skip("the environment names another API")
+	}
+	do := jsonCommands(t, keysAPI(t))
+	org := do("org", "create", "--name", "Acme", "--owner-email", "owner@acme.example")["id"].(string)
+	hook := do("webhook", "create", "--org", org, "--url", "https://example.com/hooks", "--events", "alert.created")
+	if !strings.HasPrefix(hook["secret"].(string), "whsec_") {
+		t.Errorf("webhook %v", hook)
+	}
+	hookID := hook["id"].(string)
+	if got := do("webhook", "rotate-secret", hookID); got["secret"] == hook["secret"] {
+		t.Errorf("same secret %v", got)
+	}
+	if got := do("webhook", "list", "--org", org)["webhooks"].([]any); len(got) != 1 || got[0].(map[string]any)["secret"] != nil {
+		t.Errorf("webhooks %v", got)
+	}
+	if got := do("webhook", "delete", hookID); got["deleted"] != true {
+		t.Errorf("deleted %v", got)
 	}
 }
 
@@ -150,6 +181,8 @@ func TestKeyCommandErrors(t *testing.T) {
 		{[]string{"key", "create", "--org", "org_system", "--name", "x", "--scopes", "all", "--data", dir}, "scopes[0]: scope \"all\""},
 		{[]string{"key", "create", "--org", "org_system", "--name", "x", "--scopes", "a:b", "--expires", "soon", "--data", dir}, "--expires"},
 		{[]string{"key", "create", "--name", "x"}, "scopes"},
+		{[]string{"key", "update", "key_none", "--name", "x", "--data", dir}, "no such key"},
+		{[]string{"webhook", "show", "whk_none", "--data", dir}, "no such webhook"},
 		{[]string{"key", "list", "--data", t.TempDir()}, "is `latchkey up"},
 		{[]string{"key", "list", "--data", dir, "--output", "xml"}, "neither table nor json"},
 		{[]string{"key", "hygiene", "--data", dir}, "ClickHouse"},

@@ -67,7 +67,7 @@ func newRootCmd() *cobra.Command {
 		newEngineCmd(),
 		newGeoCmd(),
 		newHealthCmd(),
-		newKeysCmd(), newOrgCmd(), newKeyCmd(), newAlertCmd(),
+		newKeysCmd(), newOrgCmd(), newKeyCmd(), newAlertCmd(), newAuditCmd(), newWebhookCmd(),
 		newImportCmd(),
 		newNotifierCmd(),
 		newSimulateCmd(),
