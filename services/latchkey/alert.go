@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -39,16 +38,7 @@ func newAlertListCmd(a *apiCommand) *cobra.Command {
 			if limit > 0 && limit < 1000 {
 				query.Set("limit", strconv.Itoa(limit))
 			}
-			alerts := []object{}
-			err := a.pages(cmd.Context(), "/v1/alerts", query, limit, func(body json.RawMessage) (int, string, error) {
-				var page struct {
-					Alerts     []object `json:"alerts"`
-					NextCursor string   `json:"next_cursor"`
-				}
-				err := json.Unmarshal(body, &page)
-				alerts = append(alerts, page.Alerts...)
-				return len(page.Alerts), page.NextCursor, err
-			})
+			alerts, err := a.list(cmd.Context(), "/v1/alerts", "alerts", query, limit)
 			if err != nil {
 				return err
 			}

@@ -123,20 +123,33 @@ func readAPIError(res *http.Response, content []byte) error {
 	return problem
 }
 
-// pages calls a listing until it ends or limit objects came, limit 0 for all,
-// and hands every page to take, which says how many it held and how to go on.
-func (a *apiCommand) pages(ctx context.Context, path string, query url.Values, limit int, take func(json.RawMessage) (n int, cursor string, err error)) error {
-	for total := 0; ; {
-		var page json.RawMessage
+// list calls a listing, whose pages hold the objects under field, until it ends
+// or limit objects came, limit 0 for all.
+func (a *apiCommand) list(ctx context.Context, path, field string, query url.Values, limit int) ([]object, error) {
+	objects := []object{}
+	for {
+		var (
+			page   map[string]json.RawMessage
+			some   []object
+			cursor string
+		)
 		if err := a.call(ctx, http.MethodGet, path, query, nil, &page); err != nil {
-			return err
+			return nil, err
 		}
-		n, cursor, err := take(page)
-		if err != nil {
-			return fmt.Errorf("read answer: %w", err)
+		if err := json.Unmarshal(page[field], &some); err != nil {
+			return nil, fmt.Errorf("read %s of the answer: %w", field, err)
 		}
-		if total += n; cursor == "" || limit > 0 && total >= limit {
-			return nil
+		if next, ok := page["next_cursor"]; ok {
+			if err := json.Unmarshal(next, &cursor); err != nil {
+				return nil, fmt.Errorf("read cursor of the answer: %w", err)
+			}
+		}
+		objects = append(objects, some...)
+		if limit > 0 && len(objects) >= limit {
+			return objects[:limit], nil
+		}
+		if cursor == "" {
+			return objects, nil
 		}
 		query.Set("cursor", cursor)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"io"
 	"net/url"
 	"strconv"
@@ -28,21 +27,9 @@ func newAuditCmd() *cobra.Command {
 			if limit > 0 && limit < 500 {
 				query.Set("limit", strconv.Itoa(limit))
 			}
-			events := []object{}
-			err := a.pages(cmd.Context(), "/v1/audit", query, limit, func(body json.RawMessage) (int, string, error) {
-				var page struct {
-					Events     []object `json:"events"`
-					NextCursor string   `json:"next_cursor"`
-				}
-				err := json.Unmarshal(body, &page)
-				events = append(events, page.Events...)
-				return len(page.Events), page.NextCursor, err
-			})
+			events, err := a.list(cmd.Context(), "/v1/audit", "events", query, limit)
 			if err != nil {
 				return err
-			}
-			if limit > 0 && len(events) > limit {
-				events = events[:limit]
 			}
 			return a.print(cmd.OutOrStdout(), object{"events": events}, func(w io.Writer) {
 				a.table(w, events, "time", "type", "subject", "org_id", "actor", "actor_ip", "reason")

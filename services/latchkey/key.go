@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -142,16 +141,7 @@ func newKeyListCmd(a *apiCommand) *cobra.Command {
 			if limit > 0 && limit < 1000 {
 				query.Set("limit", strconv.Itoa(limit))
 			}
-			keys := []object{}
-			err := a.pages(cmd.Context(), "/v1/api-keys", query, limit, func(body json.RawMessage) (int, string, error) {
-				var page struct {
-					Keys       []object `json:"keys"`
-					NextCursor string   `json:"next_cursor"`
-				}
-				err := json.Unmarshal(body, &page)
-				keys = append(keys, page.Keys...)
-				return len(page.Keys), page.NextCursor, err
-			})
+			keys, err := a.list(cmd.Context(), "/v1/api-keys", "keys", query, limit)
 			if err != nil {
 				return err
 			}

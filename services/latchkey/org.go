@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -89,16 +88,7 @@ func newOrgListCmd(a *apiCommand) *cobra.Command {
 			if search != "" {
 				query.Set("q", search)
 			}
-			orgs := []object{}
-			err := a.pages(cmd.Context(), "/v1/orgs", query, 0, func(body json.RawMessage) (int, string, error) {
-				var page struct {
-					Orgs       []object `json:"orgs"`
-					NextCursor string   `json:"next_cursor"`
-				}
-				err := json.Unmarshal(body, &page)
-				orgs = append(orgs, page.Orgs...)
-				return len(page.Orgs), page.NextCursor, err
-			})
+			orgs, err := a.list(cmd.Context(), "/v1/orgs", "orgs", query, 0)
 			if err != nil {
 				return err
 			}
