@@ -70,6 +70,9 @@ type Policy struct {
 	OnCompromise *Reaction `json:"on_compromise,omitempty"`
 	// UnusedDays is after how many days without use the owner is told; 0 means 90.
 	UnusedDays int `json:"unused_days,omitempty"`
+	// AlertBudget is how many false alerts a month the detector may raise about a
+	// key; 0 leaves it to the organization, then to LATCHKEY_ALERT_BUDGET.
+	AlertBudget float64 `json:"alert_budget,omitempty"`
 }
 
 // Record is a key as the KEYS stream carries it. The secret is never part of it.

@@ -76,6 +76,8 @@ type Service struct {
 	mu      sync.Mutex
 	// verdicts are those of owners, by alert id.
 	verdicts map[string]verdict
+	// budgets are what the settings of keys and organizations say.
+	budgets *budgets
 	// workers own the partitions that this process has at the moment.
 	workers map[int]*worker
 	ready   atomic.Bool
@@ -111,7 +113,7 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 	}
 	s := &Service{
 		cfg: cfg, log: deps.Log, js: js, writes: writes, states: states, locator: locator, metrics: newMetrics(deps.Metrics),
-		verdicts: map[string]verdict{}, workers: map[int]*worker{},
+		verdicts: map[string]verdict{}, budgets: newBudgets(), workers: map[int]*worker{},
 	}
 	if err := s.listen(ctx, cfg.Addr, deps.Metrics); err != nil {
 		return nil, errors.Join(err, locator.Close())
@@ -137,7 +139,10 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := s.watchKeys(watching); err != nil {
 		return err
 	}
-	if err := s.watchVerdicts(watching); err != nil {
+	if err := s.watch(watching, bus.Verdicts, s.hear); err != nil {
+		return err
+	}
+	if err := s.watch(watching, bus.Orgs, s.hearOrg); err != nil {
 		return err
 	}
 	s.ready.Store(true)
@@ -200,14 +205,14 @@ func (s *Service) publishStale(ctx context.Context, partition int) error {
 }
 
 func (s *Service) newEngine() *anomaly.Engine {
-	opts := anomaly.Options{Budget: s.cfg.Budget}
+	opts := anomaly.Options{Budget: s.cfg.Budget, BudgetOf: s.budgets.of}
 	if len(s.locator.Sources()) > 0 {
 		opts.Locate = s.locator.Lookup
 	}
 	return anomaly.New(opts)
 }
 
-// watchKeys learns which key was rotated from which. It returns once it knows
+// watchKeys learns which key was rotated from which, and what false alerts it may cost. It returns once it knows
 // what KEYS holds, and goes on until ctx is done.
 func (s *Service) watchKeys(ctx context.Context) error {
 	c, err := s.js.OrderedConsumer(ctx, bus.Keys, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy})
@@ -226,8 +231,8 @@ func (s *Service) watchKeys(ctx context.Context) error {
 		var change key.Change
 		if err := json.Unmarshal(m.Data(), &change); err != nil {
 			s.log.Warn("a key's record cannot be read", "subject", m.Subject(), "error", err)
-		} else if change.Record.ParentKeyID != "" {
-			s.rotated(change.Record.ID, change.Record.ParentKeyID)
+		} else {
+			s.heard(change.Record)
 		}
 		if left > 0 {
 			if left--; left == 0 {
@@ -244,6 +249,25 @@ func (s *Service) watchKeys(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// heard notes what a key's record tells the detector.
+func (s *Service) heard(r key.Record) {
+	if r.ParentKeyID != "" {
+		s.rotated(r.ID, r.ParentKeyID)
+	}
+	if s.budgets.setKey(r.ID, r.AlertBudget) {
+		s.rebudget(r.ID)
+	}
+}
+
+// rebudget has the budget of a key, or of every key for an empty id, asked for anew.
+func (s *Service) rebudget(keyID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.workers {
+		w.rebudget(keyID)
 	}
 }
 
@@ -265,15 +289,15 @@ type verdict struct {
 	Time    time.Time `json:"time"`
 }
 
-// watchVerdicts is watchKeys for the owners' words.
-func (s *Service) watchVerdicts(ctx context.Context) error {
-	kv, err := s.js.KeyValue(ctx, bus.Verdicts)
+// watch is watchKeys for a bucket.
+func (s *Service) watch(ctx context.Context, bucket string, hear func(jetstream.KeyValueEntry)) error {
+	kv, err := s.js.KeyValue(ctx, bucket)
 	if err != nil {
-		return fmt.Errorf("open bucket %s: %w", bus.Verdicts, err)
+		return fmt.Errorf("open bucket %s: %w", bucket, err)
 	}
 	w, err := kv.WatchAll(ctx)
 	if err != nil {
-		return fmt.Errorf("watch verdicts: %w", err)
+		return fmt.Errorf("watch bucket %s: %w", bucket, err)
 	}
 	known := make(chan struct{})
 	go func() {
@@ -282,7 +306,7 @@ func (s *Service) watchVerdicts(ctx context.Context) error {
 				close(known)
 				continue
 			}
-			s.hear(entry)
+			hear(entry)
 		}
 	}()
 	select {
@@ -293,6 +317,21 @@ func (s *Service) watchVerdicts(ctx context.Context) error {
 	}
 }
 
+// hearOrg notes what false alerts an organization's keys may cost.
+func (s *Service) hearOrg(entry jetstream.KeyValueEntry) {
+	var org key.Org
+	if entry.Operation() == jetstream.KeyValuePut {
+		if err := json.Unmarshal(entry.Value(), &org); err != nil {
+			s.log.Warn("an organization cannot be read", "org", entry.Key(), "error", err)
+			return
+		}
+	}
+	if s.budgets.setOrg(entry.Key(), org.AlertBudget) {
+		s.rebudget("")
+	}
+}
+
+// hear notes an owner's word.
 func (s *Service) hear(entry jetstream.KeyValueEntry) {
 	var v verdict
 	if entry.Operation() == jetstream.KeyValuePut {

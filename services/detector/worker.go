@@ -63,9 +63,10 @@ type worker struct {
 	stopping bool
 	nextSave time.Time
 
-	mu      sync.Mutex
-	judged  []string // alert ids with a new verdict
-	rotated []string // key ids that were just made by a rotation
+	mu         sync.Mutex
+	judged     []string // alert ids with a new verdict
+	rotated    []string // key ids that were just made by a rotation
+	rebudgeted []string // key ids with a new budget, "" for all
 }
 
 // entry is a key of a worker.
@@ -396,12 +397,22 @@ func (w *worker) tell(alertID, keyID string) {
 	}
 }
 
+// rebudget is called by the watchers of keys and of organizations.
+func (w *worker) rebudget(keyID string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rebudgeted = append(w.rebudgeted, keyID)
+}
+
 // listen does what the watchers told.
 func (w *worker) listen(ctx context.Context) {
 	w.mu.Lock()
-	judged, rotated := w.judged, w.rotated
-	w.judged, w.rotated = nil, nil
+	judged, rotated, rebudgeted := w.judged, w.rotated, w.rebudgeted
+	w.judged, w.rotated, w.rebudgeted = nil, nil, nil
 	w.mu.Unlock()
+	for _, keyID := range rebudgeted {
+		w.engine.Rebudget(keyID)
+	}
 	for _, id := range judged {
 		if keyID, known := w.alerts[id]; known {
 			w.judge(w.entries[keyID], id)

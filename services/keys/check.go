@@ -28,6 +28,7 @@ const (
 	maxLifetime    = 10 * 365 * day
 	maxGrace       = 90 * day
 	maxDays        = 3650
+	maxBudget      = 1000
 )
 
 // faults gathers everything that is wrong with a request, so that the caller
@@ -209,6 +210,12 @@ func (f *faults) policy(in PolicyInput, p *key.Policy) {
 	}
 	if in.UnusedDays != nil {
 		p.UnusedDays = f.days("body.unused_days", *in.UnusedDays)
+	}
+	if b := in.AlertBudget; b != nil {
+		if !(*b >= 0 && *b <= maxBudget) {
+			f.add("body.alert_budget", "%v is not within 0 to %d; 0 leaves it to the default", *b, maxBudget)
+		}
+		p.AlertBudget = *b
 	}
 	if in.AutoRotate != nil {
 		p.AutoRotate = in.AutoRotate

@@ -168,6 +168,7 @@ func TestRefusals(t *testing.T) {
 		"no name":              {create(object{"name": " "}), 422},
 		"long name":            {create(object{"name": strings.Repeat("x", 201)}), 422},
 		"line break in name":   {create(object{"name": "a\nb"}), 422},
+		"alert budget":         {create(object{"alert_budget": -1}), 422},
 		"no scopes":            {create(object{"scopes": []string{}}), 422},
 		"null scopes":          {create(object{"scopes": nil}), 422},
 		"bad scope":            {create(object{"scopes": []string{"a:b", "everything"}}), 422},

@@ -29,6 +29,9 @@ func effective(own, org key.Policy) key.Policy {
 	if p.UnusedDays == 0 {
 		p.UnusedDays = org.UnusedDays
 	}
+	if p.AlertBudget == 0 {
+		p.AlertBudget = org.AlertBudget
+	}
 	if p.UnusedDays == 0 {
 		p.UnusedDays = defaultUnusedDays
 	}

@@ -13,6 +13,7 @@ type PolicyInput struct {
 	RotationGrace *string        `json:"rotation_grace,omitempty" doc:"How long a key stays valid that the policy rotates: 24h, 7d, 0. Empty for 24h." maxLength:"20"`
 	OnCompromise  *ReactionInput `json:"on_compromise,omitempty" doc:"What to do when an alert is raised about the key."`
 	UnusedDays    *int           `json:"unused_days,omitempty" doc:"After how many days without use the owner is told; 0 for 90."`
+	AlertBudget   *float64       `json:"alert_budget,omitempty" doc:"Accepted false alerts per key and month, the one knob of the detector: more finds more. 0 leaves it to the organization, then to LATCHKEY_ALERT_BUDGET (one per key and year)."`
 }
 
 // ReactionInput is a reaction to alerts.
@@ -29,10 +30,11 @@ type PolicyView struct {
 	RotationGrace string         `json:"rotation_grace,omitempty"`
 	OnCompromise  *ReactionInput `json:"on_compromise,omitempty"`
 	UnusedDays    int            `json:"unused_days,omitempty"`
+	AlertBudget   float64        `json:"alert_budget,omitempty"`
 }
 
 func showPolicy(p key.Policy) PolicyView {
-	v := PolicyView{RotationDays: p.RotationDays, AutoRotate: p.AutoRotate, RotationGrace: p.RotationGrace, UnusedDays: p.UnusedDays}
+	v := PolicyView{RotationDays: p.RotationDays, AutoRotate: p.AutoRotate, RotationGrace: p.RotationGrace, UnusedDays: p.UnusedDays, AlertBudget: p.AlertBudget}
 	if p.OnCompromise != nil {
 		v.OnCompromise = &ReactionInput{Action: p.OnCompromise.Action, Severity: p.OnCompromise.Severity}
 	}

@@ -124,7 +124,8 @@ func TestKeyCommands(t *testing.T) {
 	if got := do("org", "show", org); got["owner_email"] != "owner@acme.example" {
 		t.Errorf("shown %v", got)
 	}
-	if got := do("org", "update", org, "--auto-rotate", "--rotation-days", "30", "--on-compromise", "suspend:critical"); got["auto_rotate"] != true ||
+	if got := do("org", "update", org, "--auto-rotate", "--rotation-days", "30", "--on-compromise", "suspend:critical", "--alert-budget", "0.5"); got["auto_rotate"] != true ||
+		got["alert_budget"] != 0.5 ||
 		got["rotation_days"] != 30.0 || fmt.Sprint(got["on_compromise"]) != "map[action:suspend severity:critical]" || got["name"] != "Acme" {
 		t.Errorf("updated %v", got)
 	}

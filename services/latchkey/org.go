@@ -126,7 +126,7 @@ func (a *apiCommand) printOrg(cmd *cobra.Command, method, id string, in any) err
 
 // policyDetails prints the policy of a key or an organization.
 func (a *apiCommand) policyDetails(w io.Writer, out object) {
-	a.details(w, out, "rotation_days", "auto_rotate", "rotation_grace", "unused_days")
+	a.details(w, out, "rotation_days", "auto_rotate", "rotation_grace", "unused_days", "alert_budget")
 	if r, ok := out["on_compromise"].(map[string]any); ok {
 		fmt.Fprintf(w, "on compromise\t%v from severity %v\n", r["action"], r["severity"])
 	}

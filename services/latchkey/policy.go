@@ -12,6 +12,7 @@ type policyFlags struct {
 	rotationDays, unusedDays int
 	autoRotate               bool
 	grace, onCompromise      string
+	alertBudget              float64
 }
 
 func (p *policyFlags) flags(cmd *cobra.Command) {
@@ -21,6 +22,7 @@ func (p *policyFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&p.grace, "rotation-grace", "", "how long a key stays valid that the policy rotated, a `DURATION`: 24h, 7d, 0")
 	f.StringVar(&p.onCompromise, "on-compromise", "", "what an alert does to its key, `ACTION[:SEVERITY]`: notify, rotate or suspend, from low, medium, high (if absent) or critical on")
 	f.IntVar(&p.unusedDays, "unused-days", 0, "tell the owner after so many `DAYS` without use (0: 90)")
+	f.Float64Var(&p.alertBudget, "alert-budget", 0, "accept `N` false alerts per key and month (0: the organization's, else LATCHKEY_ALERT_BUDGET, else one a year)")
 }
 
 // put adds to a request what the flags say.
@@ -28,6 +30,7 @@ func (p *policyFlags) put(cmd *cobra.Command, in object) {
 	changed := cmd.Flags().Changed
 	for flag, value := range map[string]any{
 		"rotation-days": p.rotationDays, "unused-days": p.unusedDays, "auto-rotate": p.autoRotate, "rotation-grace": p.grace,
+		"alert-budget": p.alertBudget,
 	} {
 		if changed(flag) {
 			in[strings.ReplaceAll(flag, "-", "_")] = value

@@ -158,7 +158,7 @@ func (e *Engine) Inherit(child, parent string) {
 	if from == nil || child == parent || own != nil && own.Events > 20 {
 		return
 	}
-	p := &profile{state: from.state, org: from.org, parent: parent, names: from.names, strict: from.strict}
+	p := &profile{state: from.state, org: from.org, parent: parent, names: from.names, strict: strictness(e.opts, from.org.Value(), child)}
 	p.Past, p.PastAt, p.Revoked, p.RevokedAt = [pastEpisodes]pastEpisode{}, 0, 0, 0
 	p.Recent = [recentEvents]uint32{}
 	e.keys[child] = p

@@ -31,7 +31,7 @@ type Options struct {
 	// Budget is the accepted number of false alerts per key and month; 0 is [DefaultBudget].
 	Budget float64
 	// BudgetOf is the budget of one key where it differs, 0 where it does not. It is
-	// asked when a key is first seen and when it is decoded. May be nil.
+	// asked when a key is first seen, when it is decoded, and by [Engine.Rebudget]. May be nil.
 	BudgetOf func(orgID, keyID string) float64
 	// Locate tells the country and operator of an address. It may be nil, and it
 	// must be a pure function: its answers are cached.
@@ -143,6 +143,20 @@ func strictness(opts Options, orgID, keyID string) float64 {
 		}
 	}
 	return math.Log(DefaultBudget / b)
+}
+
+// Rebudget asks anew for the budget of a key, or of every key for an empty id.
+func (e *Engine) Rebudget(keyID string) {
+	if keyID == "" {
+		for id := range e.keys {
+			e.Rebudget(id)
+		}
+		return
+	}
+	if p := e.keys[keyID]; p != nil {
+		p.strict = strictness(e.opts, p.org.Value(), keyID)
+		p.plan()
+	}
 }
 
 // Keys is the number of keys known.
