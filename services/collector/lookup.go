@@ -29,9 +29,12 @@ FROM usage_events WHERE partition = ? AND time >= fromUnixTimestamp64Nano(?)`
 // or as many of the latest hours as fit.
 func (w *worker) recall(ctx context.Context) (*seen, error) {
 	s := &seen{complete: math.MinInt64}
-	from, err := w.recallFrom(ctx, s)
+	from, total, err := w.recallFrom(ctx, s)
 	if err != nil {
 		return nil, err
+	}
+	if total == 0 {
+		return s, nil
 	}
 	rows, err := w.c.store.Conn.Query(ctx, backfillSQL, uint16(w.p.Number), from)
 	if err != nil {
@@ -53,20 +56,20 @@ func (w *worker) recall(ctx context.Context) (*seen, error) {
 }
 
 // recallFrom is the first time of which events are recalled, in Unix
-// nanoseconds; it sets s.complete if there are older ones.
-func (w *worker) recallFrom(ctx context.Context, s *seen) (int64, error) {
+// nanoseconds, and how many events were counted; it sets s.complete if
+// there are older ones.
+func (w *worker) recallFrom(ctx context.Context, s *seen) (from int64, total uint64, err error) {
 	rows, err := w.c.store.Conn.Query(ctx, `SELECT toUnixTimestamp(toStartOfHour(toDateTime(time, 'UTC'))) AS hour, count()
 FROM usage_events WHERE partition = ? GROUP BY hour ORDER BY hour DESC`, uint16(w.p.Number))
 	if err != nil {
-		return 0, fmt.Errorf("count stored events of partition %d: %w", w.p.Number, err)
+		return 0, 0, fmt.Errorf("count stored events of partition %d: %w", w.p.Number, err)
 	}
 	defer rows.Close()
-	total, from := uint64(0), int64(0)
 	for rows.Next() {
 		var hour uint32
 		var n uint64
 		if err := rows.Scan(&hour, &n); err != nil {
-			return 0, fmt.Errorf("count stored events: %w", err)
+			return 0, 0, fmt.Errorf("count stored events: %w", err)
 		}
 		if total += n; total > maxSeen/2 {
 			// This hour does not fit any more.
@@ -76,9 +79,9 @@ FROM usage_events WHERE partition = ? GROUP BY hour ORDER BY hour DESC`, uint16(
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return 0, fmt.Errorf("count stored events of partition %d: %w", w.p.Number, err)
+		return 0, 0, fmt.Errorf("count stored events of partition %d: %w", w.p.Number, err)
 	}
-	return from, nil
+	return from, total, nil
 }
 
 // storedAlready asks which of the suspects ClickHouse holds, apart from what

@@ -40,6 +40,8 @@ type worker struct {
 	small   *rows.Block
 	large   *rows.Block // lent, nil most of the time
 	queue   []*bus.Message
+	// flushed is when a batch was last stored.
+	flushed time.Time
 }
 
 // own stores a partition until it is lost or ctx is done.
@@ -105,10 +107,7 @@ func (w *worker) collect(ctx context.Context, intent Intent) error {
 		if len(w.queue) == 0 {
 			wait := 5 * time.Second
 			if w.batch.messages > 0 && intent.Last == 0 {
-				wait = time.Until(w.batch.began.Add(w.c.cfg.FlushInterval))
-				if wait <= 0 {
-					return nil
-				}
+				wait = max(time.Until(w.due()), 0)
 			}
 			msgs, err := w.p.Fetch(ctx, fetchMessages, fetchBytes, wait)
 			if err != nil {
@@ -142,6 +141,16 @@ func (w *worker) collect(ctx context.Context, intent Intent) error {
 			}
 		}
 	}
+}
+
+// due is when the batch is inserted if no more messages are there. One that is
+// large already need not wait for company, and keep its block from others: it is
+// enough that the partition inserts no more often than at each flush interval.
+func (w *worker) due() time.Time {
+	if w.batch.rows >= smallRows {
+		return w.flushed.Add(w.c.cfg.FlushInterval)
+	}
+	return w.batch.began.Add(w.c.cfg.FlushInterval)
 }
 
 // incomplete tells whether messages of an interrupted batch are still to come.
@@ -260,6 +269,7 @@ func (w *worker) finish(ctx context.Context, resumed Intent) error {
 	if err := w.p.Ack(ctx, b.lastMessage); err != nil {
 		return fmt.Errorf("%w: %w", bus.ErrLost, err)
 	}
+	w.flushed = time.Now()
 	w.c.metrics.stored(b, duplicates, rerouted, time.Since(began))
 	w.log.Debug("batch stored", "first", b.first, "last", b.last, "rows", b.rows, "duplicates", duplicates,
 		"dead", len(b.dead), "took", time.Since(began))

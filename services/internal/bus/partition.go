@@ -134,6 +134,7 @@ type Partition struct {
 	pin     string
 	sub     *nats.Subscription
 	inbox   string
+	asked   uint64 // requests so far; each has a reply subject of its own
 	next    uint64 // delivery sequence that must come next
 	last    uint64 // stream sequence of the last message handed out
 	acked   uint64 // stream sequence of the last acknowledgment
@@ -248,8 +249,8 @@ func (p *Partition) recall(ctx context.Context) error {
 // subscribe starts with an inbox of its own, so that nothing asked for earlier arrives.
 func (p *Partition) subscribe() error {
 	p.close()
-	p.inbox = p.nc.NewInbox()
-	sub, err := p.nc.SubscribeSync(p.inbox)
+	p.inbox = p.nc.NewInbox() + "."
+	sub, err := p.nc.SubscribeSync(p.inbox + "*")
 	if err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
@@ -432,7 +433,9 @@ func (p *Partition) pull(ctx context.Context, req pullRequest) ([]*Message, erro
 	if err != nil {
 		return nil, fmt.Errorf("encode pull request: %w", err)
 	}
-	if err := p.nc.PublishRequest(p.nextSubject(), p.inbox, body); err != nil {
+	p.asked++
+	reply := p.inbox + strconv.FormatUint(p.asked, 10)
+	if err := p.nc.PublishRequest(p.nextSubject(), reply, body); err != nil {
 		return nil, fmt.Errorf("pull: %w", err)
 	}
 	// The server answers within Expires; a broken connection never does.
@@ -445,6 +448,11 @@ func (p *Partition) pull(ctx context.Context, req pullRequest) ([]*Message, erro
 		}
 		if len(m.Data) == 0 {
 			if status := m.Header.Get("Status"); status != "" {
+				if m.Subject != reply {
+					// Of an earlier request: one that got all that it asked for is
+					// told of its end behind its last message.
+					continue
+				}
 				done, err := pullStatus(status, m.Header.Get("Description"))
 				if errors.Is(err, ErrLost) {
 					p.pin = ""
