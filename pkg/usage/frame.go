@@ -53,11 +53,8 @@ func (f Frame) message() *nats.Msg {
 // Pack makes frames of events of any keys, for a caller that keeps and sends them
 // itself. Events without an id are given one, in place.
 func (p *Publisher) Pack(events []usage.Event) []Frame {
-	byPartition := make([][]usage.Event, len(p.parts))
-	for i := range events {
-		n := usage.Partition(events[i].KeyID, len(p.parts))
-		byPartition[n] = append(byPartition[n], events[i])
-	}
+	byPartition := p.sort(events)
+	giveIDs(byPartition)
 	var frames []Frame
 	for n, evs := range byPartition {
 		frames = p.frames(frames, n, evs)
@@ -65,12 +62,25 @@ func (p *Publisher) Pack(events []usage.Event) []Frame {
 	return frames
 }
 
+// sort lists the events of each partition, in their order.
+func (p *Publisher) sort(events []usage.Event) [][]*usage.Event {
+	lists := make([][]*usage.Event, len(p.parts))
+	for i := range events {
+		n := usage.Partition(events[i].KeyID, len(p.parts))
+		if lists[n] == nil {
+			lists[n] = make([]*usage.Event, 0, 2*len(events)/len(p.parts)+1)
+		}
+		lists[n] = append(lists[n], &events[i])
+	}
+	return lists
+}
+
 // Message is the frame as it is sent.
 func (f Frame) Message() *nats.Msg { return f.message() }
 
 // frames packs events of one partition, more than one frame if they are too
-// large for one. Events without an id are given one, in place.
-func (p *Publisher) frames(dst []Frame, partition int, events []usage.Event) []Frame {
+// large for one. All must have ids.
+func (p *Publisher) frames(dst []Frame, partition int, events []*usage.Event) []Frame {
 	for len(events) > p.opts.MaxEvents {
 		dst = p.frames(dst, partition, events[:p.opts.MaxEvents])
 		events = events[p.opts.MaxEvents:]
@@ -78,8 +88,7 @@ func (p *Publisher) frames(dst []Frame, partition int, events []usage.Event) []F
 	if len(events) == 0 {
 		return dst
 	}
-	giveIDs(events)
-	data := usage.AppendBatch(make([]byte, 0, p.sizeHint()), events)
+	data := usage.AppendBatchOf(make([]byte, 0, p.sizeHint()), events)
 	if len(data) > p.opts.MaxBytes && len(events) > 1 {
 		half := len(events) / 2
 		return p.frames(p.frames(dst, partition, events[:half]), partition, events[half:])
@@ -95,7 +104,7 @@ func (p *Publisher) sizeHint() int { return int(p.frameSize.Load()) * 5 / 4 }
 
 // frameID is unique: a random prefix of the publisher and a number.
 func (p *Publisher) frameID() string {
-	return p.prefix + fmt.Sprintf("%x", p.frameCount.Add(1))
+	return p.prefix + strconv.FormatUint(p.frameCount.Add(1), 16)
 }
 
 func randomPrefix() string {
@@ -105,21 +114,24 @@ func randomPrefix() string {
 }
 
 // giveIDs gives ids to the events that have none: UUIDs of version 7 that count
-// up from a common base, which a frame can tell in a few bytes.
-func giveIDs(events []usage.Event) {
+// up from a common base, one list behind the other, so that a frame can tell
+// its own in a few bytes.
+func giveIDs(lists [][]*usage.Event) {
 	var base [16]byte
 	var n uint64
-	for i := range events {
-		if events[i].ID != "" {
-			continue
+	for _, events := range lists {
+		for _, ev := range events {
+			if ev.ID != "" {
+				continue
+			}
+			if n == 0 {
+				base = uuidBase(time.Now())
+			}
+			id := base
+			binary.BigEndian.PutUint64(id[8:], binary.BigEndian.Uint64(base[8:])+n)
+			ev.ID = usage.UUID(id)
+			n++
 		}
-		if n == 0 {
-			base = uuidBase(time.Now())
-		}
-		id := base
-		binary.BigEndian.PutUint64(id[8:], binary.BigEndian.Uint64(base[8:])+n)
-		events[i].ID = usage.UUID(id)
-		n++
 	}
 }
 

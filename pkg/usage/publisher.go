@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -242,12 +243,18 @@ func (p *Publisher) handOlder(than time.Time) {
 func (p *Publisher) send() {
 	defer close(p.inflight)
 	var frames []Frame
+	var list []*usage.Event
 	for w := range p.ready {
 		if w.mark != nil {
 			p.inflight <- flight{mark: w.mark}
 			continue
 		}
-		frames = p.frames(frames[:0], w.batch.partition, w.batch.events)
+		for i := range w.batch.events {
+			list = append(list, &w.batch.events[i])
+		}
+		giveIDs([][]*usage.Event{list})
+		frames = p.frames(frames[:0], w.batch.partition, list)
+		list = list[:0]
 		clear(w.batch.events)
 		w.batch.events = w.batch.events[:0]
 		p.free <- w.batch
@@ -307,11 +314,43 @@ func (p *Publisher) sent(f Frame) {
 // without an id are given one, in place, so that after an error the same slice
 // can be published again without doubling anything. A full stream is [ErrFull];
 // other refusals are tried again until ctx is done.
+//
+// Partitions are packed and sent side by side, each in its order.
 func (p *Publisher) Publish(ctx context.Context, events []usage.Event) error {
-	giveIDs(events)
-	frames := p.Pack(events)
-	for part := range slices.Chunk(frames, p.opts.Window/2+1) {
-		if err := p.PublishFrames(ctx, part); err != nil {
+	lists := p.sort(events)
+	giveIDs(lists)
+	// Twice the processors: while one waits for its answers another packs.
+	workers := min(2*runtime.GOMAXPROCS(0), len(lists), len(events)/p.opts.MaxEvents+1)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var failed error
+	var once sync.Once
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	work := func() {
+		for n := int(next.Add(1)) - 1; n < len(lists); n = int(next.Add(1)) - 1 {
+			if err := p.publishPartition(ctx, n, lists[n], p.opts.Window/workers); err != nil {
+				once.Do(func() { failed = err }) // the others follow from it
+				stop()
+				return
+			}
+		}
+	}
+	for range workers - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+	return failed
+}
+
+// publishPartition packs and sends events of one partition, at most window
+// frames at once.
+func (p *Publisher) publishPartition(ctx context.Context, partition int, events []*usage.Event, window int) error {
+	var frames []Frame
+	for part := range slices.Chunk(events, p.opts.MaxEvents*max(window, 1)) {
+		frames = p.frames(frames[:0], partition, part)
+		if err := p.PublishFrames(ctx, frames); err != nil {
 			return err
 		}
 	}

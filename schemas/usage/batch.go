@@ -3,35 +3,59 @@ package usage
 import (
 	"encoding/binary"
 	"math"
-	"net/netip"
+	"math/bits"
 	"sync"
+	"time"
 )
 
 // AppendBatch appends a UsageBatch of the events, by column. They must be
 // normalized; of an address that is not valid nothing arrives.
 func AppendBatch(b []byte, events []Event) []byte {
+	p := packers.Get().(*packer)
+	defer packers.Put(p)
+	for i := range events {
+		p.list = append(p.list, &events[i])
+	}
+	b = p.appendBatch(b, p.list)
+	clear(p.list)
+	p.list = p.list[:0]
+	return b
+}
+
+// AppendBatchOf is [AppendBatch] for events that lie apart.
+func AppendBatchOf(b []byte, events []*Event) []byte {
+	p := packers.Get().(*packer)
+	defer packers.Put(p)
+	return p.appendBatch(b, events)
+}
+
+func (p *packer) appendBatch(b []byte, events []*Event) []byte {
 	if len(events) == 0 {
 		return b
 	}
 	if !columnar(events) {
-		for i := range events {
-			b = events[i].AppendProtobuf(b)
+		for _, ev := range events {
+			b = ev.AppendProtobuf(b)
 		}
 		return b
 	}
-	p := packers.Get().(*packer)
-	defer packers.Put(p)
 	p.pack(events)
 	b = append(b, batchColumns<<3|wireBytes)
 	b = binary.AppendUvarint(b, uint64(len(p.out)))
 	return append(b, p.out...)
 }
 
-// columnar tells whether events fit into columns: nanoseconds since 1970 reach
+// Seconds since 1970 of the years 1680 and 2261: nanoseconds since 1970 reach
 // from 1678 to 2262 only.
-func columnar(events []Event) bool {
-	for i := range events {
-		if y := events[i].Time.Year(); y < 1680 || y > 2260 {
+var (
+	columnarFrom = time.Date(1680, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+	columnarTo   = time.Date(2261, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+)
+
+// columnar tells whether events fit into columns.
+func columnar(events []*Event) bool {
+	for _, ev := range events {
+		if s := ev.Time.Unix(); s < columnarFrom || s >= columnarTo {
 			return false
 		}
 	}
@@ -86,37 +110,64 @@ func (d *dictionary[T]) reset() {
 
 // packer builds one UsageColumns; its memory is reused.
 type packer struct {
-	out       []byte
-	callers   dictionary[caller]
-	endpoints dictionary[endpoint]
-	outcomes  dictionary[outcome]
-	clients   dictionary[client]
-	v4, v6    dictionary[netip.Addr]
-	numbers   []uint64
-	uuids     []byte
+	out  []byte
+	list []*Event
+
+	times                       []uint64
+	callers                     dictionary[caller]
+	endpoints                   dictionary[endpoint]
+	outcomes                    dictionary[outcome]
+	clients                     dictionary[client]
+	v4                          dictionary[uint32]
+	v6                          dictionary[[16]byte]
+	latency, requests, response []uint64
+
+	numbers []uint64
+	uuids   []byte
 }
 
-func (p *packer) pack(events []Event) {
+func (p *packer) reset() {
+	p.out = p.out[:0]
 	p.callers.reset()
 	p.endpoints.reset()
 	p.outcomes.reset()
 	p.clients.reset()
-	p.out = append(p.out[:0], colVersion<<3|wireVarint, columnsVersion)
-	p.count(colCount, uint64(len(events)))
-	p.times(events)
-	p.ids(events)
-	for i := range events {
-		ev := &events[i]
+	p.v4.reset()
+	p.v6.reset()
+	p.times, p.latency, p.requests, p.response = p.times[:0], p.latency[:0], p.requests[:0], p.response[:0]
+}
+
+// pack reads each event once, for they are large, and then writes the columns.
+func (p *packer) pack(events []*Event) {
+	p.reset()
+	last := int64(0)
+	for _, ev := range events {
+		ns := ev.Time.UnixNano()
+		p.times = append(p.times, zigzag(ns-last))
+		last = ns
 		p.callers.add(caller{ev.OrgID, ev.KeyID})
 		p.endpoints.add(endpoint{ev.Method, ev.Route, ev.Scope})
 		p.outcomes.add(outcome{ev.Decision, ev.DenyReason, ev.Status})
 		p.clients.add(client{ev.UserAgent, ev.Gateway})
+		if a := ev.SourceIP.Unmap(); a.Is4() {
+			b := a.As4()
+			p.v4.add(binary.BigEndian.Uint32(b[:]))
+		} else {
+			p.v6.add(a.As16())
+		}
+		p.latency = append(p.latency, uint64(ev.LatencyUS))
+		p.requests = append(p.requests, ev.RequestBytes)
+		p.response = append(p.response, ev.ResponseBytes)
 	}
+	p.out = append(p.out, colVersion<<3|wireVarint, columnsVersion)
+	p.count(colCount, uint64(len(events)))
+	p.column(colTime, p.times) // there even if they are all 1970
+	p.ids(events)
 	p.tuples()
 	p.sources(events)
-	p.numbersOf(colLatencyUS, events, func(ev *Event) uint64 { return uint64(ev.LatencyUS) })
-	p.numbersOf(colRequestBytes, events, func(ev *Event) uint64 { return ev.RequestBytes })
-	p.numbersOf(colResponseBytes, events, func(ev *Event) uint64 { return ev.ResponseBytes })
+	p.packed(colLatencyUS, p.latency)
+	p.packed(colRequestBytes, p.requests)
+	p.packed(colResponseBytes, p.response)
 }
 
 func (p *packer) tag(field, kind int) { p.out = binary.AppendUvarint(p.out, uint64(field<<3|kind)) }
@@ -134,13 +185,18 @@ func (p *packer) text(field int, s string) {
 
 // packed writes a column of numbers, or nothing if all are zero.
 func (p *packer) packed(field int, values []uint64) {
-	size, all := 0, uint64(0)
+	for _, v := range values {
+		if v != 0 {
+			p.column(field, values)
+			return
+		}
+	}
+}
+
+func (p *packer) column(field int, values []uint64) {
+	size := 0
 	for _, v := range values {
 		size += uvarintLen(v)
-		all |= v
-	}
-	if all == 0 {
-		return
 	}
 	p.tag(field, wireBytes)
 	p.out = binary.AppendUvarint(p.out, uint64(size))
@@ -149,45 +205,11 @@ func (p *packer) packed(field int, values []uint64) {
 	}
 }
 
-func uvarintLen(v uint64) int {
-	n := 1
-	for ; v >= 0x80; v >>= 7 {
-		n++
-	}
-	return n
-}
-
-func (p *packer) numbersOf(field int, events []Event, value func(*Event) uint64) {
-	p.numbers = p.numbers[:0]
-	for i := range events {
-		p.numbers = append(p.numbers, value(&events[i]))
-	}
-	p.packed(field, p.numbers)
-}
-
-func (p *packer) times(events []Event) {
-	p.numbers = p.numbers[:0]
-	last := int64(0)
-	for i := range events {
-		ns := events[i].Time.UnixNano()
-		p.numbers = append(p.numbers, zigzag(ns-last))
-		last = ns
-	}
-	// A column of times is there even if they are all 1970.
-	p.tag(colTime, wireBytes)
-	size := 0
-	for _, v := range p.numbers {
-		size += uvarintLen(v)
-	}
-	p.out = binary.AppendUvarint(p.out, uint64(size))
-	for _, v := range p.numbers {
-		p.out = binary.AppendUvarint(p.out, v)
-	}
-}
+func uvarintLen(v uint64) int { return (bits.Len64(v|1) + 6) / 7 }
 
 // ids writes the shortest form that holds: a base that the ids count up from,
 // UUIDs in binary, or texts.
-func (p *packer) ids(events []Event) {
+func (p *packer) ids(events []*Event) {
 	p.uuids = p.uuids[:0]
 	empty, counting := true, true
 	for i := range events {
@@ -244,7 +266,7 @@ func (p *packer) suffixes() {
 	}
 }
 
-func (p *packer) idTexts(events []Event) {
+func (p *packer) idTexts(events []*Event) {
 	for i := range events {
 		p.text(colID, events[i].ID)
 	}
@@ -289,36 +311,30 @@ func (p *packer) tuples() {
 	p.packed(colClient, p.clients.column)
 }
 
-func (p *packer) sources(events []Event) {
-	p.v4.reset()
-	p.v6.reset()
-	for i := range events {
-		if a := events[i].SourceIP.Unmap(); a.Is4() {
-			p.v4.add(a)
-		} else {
-			p.v6.add(a)
-		}
-	}
+func (p *packer) sources(events []*Event) {
 	if len(p.v6.values) > 0 {
 		p.tag(colIP6, wireBytes)
 		p.out = binary.AppendUvarint(p.out, uint64(16*len(p.v6.values)))
 		for _, a := range p.v6.values {
-			b := a.As16()
-			p.out = append(p.out, b[:]...)
+			p.out = append(p.out, a[:]...)
 		}
 	}
-	if len(p.v4.values) > 0 {
+	n4 := uint64(len(p.v4.values))
+	if n4 > 0 {
 		p.tag(colIP4, wireBytes)
-		p.out = binary.AppendUvarint(p.out, uint64(4*len(p.v4.values)))
+		p.out = binary.AppendUvarint(p.out, 4*n4)
 		for _, a := range p.v4.values {
-			b := a.As4()
-			p.out = append(p.out, b[:]...)
+			p.out = binary.BigEndian.AppendUint32(p.out, a)
 		}
+	}
+	if len(p.v6.values) == 0 {
+		p.packed(colSource, p.v4.column)
+		return
 	}
 	p.numbers = p.numbers[:0]
-	n4, i4, i6 := uint64(len(p.v4.values)), 0, 0
-	for i := range events {
-		if events[i].SourceIP.Unmap().Is4() {
+	i4, i6 := 0, 0
+	for _, ev := range events {
+		if ev.SourceIP.Unmap().Is4() {
 			p.numbers = append(p.numbers, p.v4.column[i4])
 			i4++
 		} else {
@@ -340,33 +356,25 @@ func parseUUID(s string) (id [16]byte, ok bool) {
 	if len(s) != uuidLength || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
 		return id, false
 	}
-	n := 0
-	for i := 0; i < len(s); {
-		if s[i] == '-' {
-			if i != 8 && i != 13 && i != 18 && i != 23 {
-				return id, false
-			}
-			i++
-			continue
-		}
-		hi, ok1 := nibble(s[i])
-		lo, ok2 := nibble(s[i+1])
-		if !ok1 || !ok2 {
-			return id, false
-		}
-		id[n] = hi<<4 | lo
-		n++
-		i += 2
+	bad := byte(0)
+	for n, at := range uuidDigits {
+		hi, lo := nibbles[s[at]], nibbles[s[at+1]]
+		bad |= hi | lo
+		id[n] = hi<<4 | lo&0xf
 	}
-	return id, true
+	return id, bad < 0x10
 }
 
-func nibble(c byte) (byte, bool) {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0', true
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10, true
+// uuidDigits is where the two digits of each byte are in the text of a UUID.
+var uuidDigits = [16]byte{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34}
+
+// nibbles is the value of a lower-case hexadecimal digit, 0xff for what is none.
+var nibbles = func() (t [256]byte) {
+	for c := range t {
+		t[c] = 0xff
 	}
-	return 0, false
-}
+	for i, c := range []byte("0123456789abcdef") {
+		t[c] = byte(i)
+	}
+	return t
+}()

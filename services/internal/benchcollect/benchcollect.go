@@ -431,17 +431,16 @@ func (b *bench) publishSingles(ctx context.Context) error {
 	}
 	var busy time.Duration
 	err := chunks(b.opts.Singles, func(from int, events []usage.Event) error {
-		msgs := make([]*nats.Msg, len(events))
+		for i := range events {
+			events[i].ID = fmt.Sprintf("0198a6c0-0000-7000-8000-%012d", from+i)
+		}
+		began := time.Now()
 		for i := range events {
 			ev := &events[i]
-			ev.ID = fmt.Sprintf("0198a6c0-0000-7000-8000-%012d", from+i)
-			msgs[i] = &nats.Msg{
+			m := &nats.Msg{
 				Subject: usage.Subject(usage.Partition(ev.KeyID, bus.DefaultPartitions)),
 				Header:  nats.Header{"Content-Type": {usage.ContentTypeJSON}}, Data: ev.AppendJSON(nil),
 			}
-		}
-		began := time.Now()
-		for _, m := range msgs {
 			if _, err := b.js.PublishMsgAsync(m, jetstream.WithStallWait(time.Minute)); err != nil {
 				return fmt.Errorf("publish: %w", err)
 			}
