@@ -255,11 +255,7 @@ func blankLinesUpTo(text []byte, element int) int64 {
 const maxReasons = 50
 
 func (b *backtest) learn(batch *batch) {
-	for i := range batch.events {
-		for _, a := range b.engine.Observe(&batch.events[i], false) {
-			b.alerts[a.ID] = a
-		}
-	}
+	b.engine.ObserveAll(batch.events, false, func(a alert.Alert) { b.alerts[a.ID] = a })
 	b.events += int64(len(batch.events))
 	b.rejected += int64(len(batch.rejected))
 	for _, r := range batch.rejected {

@@ -12,7 +12,7 @@ import (
 // Baseline is what is known of a key in a form for people; Partition and
 // Sequence are left to the caller. It reports false for an unknown key.
 func (e *Engine) Baseline(keyID string) (baseline.Row, bool) {
-	p := e.keys[keyID]
+	p := e.keys.get(keyID)
 	if p == nil {
 		return baseline.Row{}, false
 	}

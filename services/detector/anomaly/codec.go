@@ -18,7 +18,7 @@ var stateSize = binary.Size(state{})
 
 // Encode is the key's whole baseline, episode included, nil if the key is unknown.
 func (e *Engine) Encode(keyID string) []byte {
-	p := e.keys[keyID]
+	p := e.keys.get(keyID)
 	if p == nil {
 		return nil
 	}
@@ -77,7 +77,7 @@ func (e *Engine) Decode(keyID string, data []byte) error {
 		return errors.New("decode baseline: cut short or followed by more")
 	}
 	p.strict = strictness(e.opts, p.org.Value(), keyID)
-	e.keys[keyID] = p
+	e.keys.put(keyID, p)
 	return nil
 }
 
@@ -153,16 +153,16 @@ func (e *Engine) DecodeSources(data []byte) error {
 // Inherit gives a key its parent's baseline, as a rotation does. A child that has
 // lived on its own for longer than a few events keeps what it has.
 func (e *Engine) Inherit(child, parent string) {
-	from := e.keys[parent]
-	own := e.keys[child]
+	from := e.keys.get(parent)
+	own := e.keys.get(child)
 	if from == nil || child == parent || own != nil && own.Events > 20 {
 		return
 	}
 	p := &profile{state: from.state, org: from.org, parent: parent, names: from.names, strict: strictness(e.opts, from.org.Value(), child)}
 	p.Past, p.PastAt, p.Revoked, p.RevokedAt = [pastEpisodes]pastEpisode{}, 0, 0, 0
 	p.Recent = [recentEvents]uint32{}
-	e.keys[child] = p
+	e.keys.put(child, p)
 }
 
 // Forget drops what is known of a key.
-func (e *Engine) Forget(keyID string) { delete(e.keys, keyID) }
+func (e *Engine) Forget(keyID string) { e.keys.remove(keyID) }

@@ -42,10 +42,13 @@ type Options struct {
 // concurrent use.
 type Engine struct {
 	opts    Options
-	keys    map[string]*profile
+	keys    table
 	sources *sources
-	folds   map[foldKey]folded
+	folds   foldTable
 	places  map[uint64]place
+
+	ahead   [fetchCount]*profile
+	touched int64 // keeps the compiler from dropping the reads of fetch
 }
 
 // New returns an engine that knows no key.
@@ -54,21 +57,22 @@ func New(opts Options) *Engine {
 		opts.Budget = DefaultBudget
 	}
 	return &Engine{
-		opts: opts, keys: map[string]*profile{}, sources: newSources(),
-		folds: map[foldKey]folded{}, places: map[uint64]place{},
+		opts: opts, keys: newTable(), sources: newSources(),
+		folds: newFoldTable(), places: map[uint64]place{},
 	}
 }
 
 // profile is everything known of one key: its fixed-size state, and the few
 // things that have variable length.
 type profile struct {
+	keyID string
+	// strict is ln(default budget / this key's budget): what scores must rise by.
+	strict float64
 	state
 	org     unique.Handle[string]
 	parent  string
 	names   [routeSlots]unique.Handle[string] // of state.Routes
 	episode *episode
-	// strict is ln(default budget / this key's budget): what scores must rise by.
-	strict float64
 }
 
 // lateness is how far an event may lie behind the key's newest and still be judged.
@@ -80,7 +84,85 @@ const lateness = 5 * time.Minute
 // of their time, late ones teach the hour that they belong to and raise nothing.
 // With history set, alerts are marked historical.
 func (e *Engine) Observe(ev *usage.Event, history bool) []alert.Alert {
-	p := e.keys[ev.KeyID]
+	return e.observe(e.keys.get(ev.KeyID), ev, history)
+}
+
+// ObserveAll is [Engine.Observe] for each of the events in their order; raised is
+// called with each alert, and must not call the engine. It is faster where there
+// are more keys than the processor's caches hold.
+func (e *Engine) ObserveAll(events []usage.Event, history bool, raised func(alert.Alert)) {
+	for len(events) > 0 {
+		n := min(len(events), len(e.ahead))
+		e.fetch(events[:n])
+		for i := range events[:n] {
+			p := e.ahead[i]
+			if p == nil { // unknown, or known since an event just before
+				p = e.keys.get(events[i].KeyID)
+			}
+			for _, a := range e.observe(p, &events[i], history) {
+				raised(a)
+			}
+		}
+		events = events[n:]
+	}
+}
+
+// fetchCount is how many baselines are fetched side by side: more misses than a
+// processor keeps in flight, and few enough to stay in its first cache.
+const fetchCount = 16
+
+// fetch looks up the baselines of events into e.ahead and reads from each what the
+// event will touch. The reads of one loop do not depend on each other, so the processor
+// waits for all of them at once, as far as the loop is short.
+func (e *Engine) fetch(events []usage.Event) {
+	var hashes [fetchCount]uint64
+	for i := range events {
+		if id := events[i].KeyID; id != "" {
+			e.touched += int64(id[0])
+		}
+	}
+	for i := range events {
+		hashes[i] = e.keys.hash(events[i].KeyID)
+	}
+	for i := range events {
+		e.touched += int64(e.keys.home(hashes[i]).hash)
+	}
+	for i := range events {
+		if e.ahead[i] = e.keys.candidate(hashes[i]); e.ahead[i] != nil {
+			e.touched += e.ahead[i].First
+		}
+	}
+	for i := range events {
+		p := e.ahead[i]
+		if p == nil {
+			continue
+		}
+		if p.keyID != events[i].KeyID {
+			e.ahead[i] = nil
+			continue
+		}
+		e.touched += p.load(events[i].Time.UnixNano())
+	}
+}
+
+// load reads from the cache lines that an event at a time is going to use.
+func (p *profile) load(now int64) int64 {
+	sum := p.First + int64(p.RecentAt) + p.Bin + int64(p.Gaps) + int64(p.InHour) + int64(p.Routes[1].Hash) +
+		int64(p.MixHours) + int64(p.LastPrefix)
+	if hourOf(now) == p.Hour {
+		return sum
+	}
+	w := weekHour(p.Hour)
+	sum += int64(p.Week[w]) + int64(p.Day[w%24]) + int64(p.Excess) + int64(p.HourTail.Days)
+	for i := 0; i < prefixSlots; i += 4 {
+		sum += int64(p.Prefixes[i].Day)
+	}
+	return sum + int64(p.Coarse[0].Day) + int64(p.Coarse[4].Day) + int64(p.Operators[0].Day) + int64(p.Operators[4].Day) +
+		int64(p.Operators[8].Day) + int64(p.Countries[0].Day) + int64(p.Countries[4].Day)
+}
+
+// observe is Observe with the key's baseline found, nil if there is none.
+func (e *Engine) observe(p *profile, ev *usage.Event, history bool) []alert.Alert {
 	now := ev.Time.UnixNano()
 	if p == nil {
 		if ev.Decision == usage.Deny && !usesKey(ev.DenyReason) && ev.DenyReason != usage.DenyRevokedKey {
@@ -130,7 +212,7 @@ func (e *Engine) create(orgID, keyID string, at time.Time) *profile {
 	p.initVolume()
 	p.strict = strictness(e.opts, orgID, keyID)
 	p.plan()
-	e.keys[keyID] = p
+	e.keys.put(keyID, p)
 	return p
 }
 
@@ -148,19 +230,21 @@ func strictness(opts Options, orgID, keyID string) float64 {
 // Rebudget asks anew for the budget of a key, or of every key for an empty id.
 func (e *Engine) Rebudget(keyID string) {
 	if keyID == "" {
-		for id := range e.keys {
-			e.Rebudget(id)
+		for _, s := range e.keys.slots {
+			if s.profile != nil {
+				e.Rebudget(s.profile.keyID)
+			}
 		}
 		return
 	}
-	if p := e.keys[keyID]; p != nil {
+	if p := e.keys.get(keyID); p != nil {
 		p.strict = strictness(e.opts, p.org.Value(), keyID)
 		p.plan()
 	}
 }
 
 // Keys is the number of keys known.
-func (e *Engine) Keys() int { return len(e.keys) }
+func (e *Engine) Keys() int { return e.keys.count }
 
 // usesKey reports whether a denied request was one that the key's holder made
 // with a valid key: it tells of the key's habits like an allowed one.

@@ -292,7 +292,7 @@ const (
 // the thief's network and routes stay strange. A verdict on an alert that the key
 // no longer remembers changes nothing.
 func (e *Engine) Verdict(keyID, alertID, verdict string, at time.Time) {
-	p := e.keys[keyID]
+	p := e.keys.get(keyID)
 	if p == nil {
 		return
 	}

@@ -1,6 +1,7 @@
 package anomaly
 
 import (
+	"hash/maphash"
 	"strings"
 )
 
@@ -12,19 +13,36 @@ type folded struct {
 	name     string
 }
 
-type foldKey struct{ method, route string }
-
 const (
-	foldCache    = 1 << 15
+	foldCache    = 1 << 12
 	foldSegments = 8
 	foldLength   = 96
 )
 
-// fold answers from a cache; it is a pure function of method and route.
-func (e *Engine) fold(method, path string) folded {
-	k := foldKey{method, path}
-	if f, ok := e.folds[k]; ok {
-		return f
+// foldTable remembers the latest foldings, one per slot.
+type foldTable struct {
+	seed  maphash.Seed // decides what is remembered, never what is answered
+	slots []foldSlot
+}
+
+type foldSlot struct {
+	method, path string
+	folded
+}
+
+func newFoldTable() foldTable {
+	return foldTable{seed: maphash.MakeSeed(), slots: make([]foldSlot, foldCache)}
+}
+
+// fold is a pure function of method and path.
+func (t *foldTable) fold(method, path string) *folded {
+	h := maphash.String(t.seed, path)
+	if method != "" {
+		h += uint64(method[0])<<4 + uint64(len(method))
+	}
+	s := &t.slots[h%foldCache]
+	if s.path == path && s.method == method && s.hash != 0 {
+		return &s.folded
 	}
 	name := foldPath(path)
 	f := folded{name: name, areaHash: hashString(area(method, name), 2)}
@@ -32,11 +50,8 @@ func (e *Engine) fold(method, path string) folded {
 		f.name = method + " " + name
 	}
 	f.hash = uint32(hashString(f.name, 1)>>32) | 1
-	if len(e.folds) >= foldCache {
-		clear(e.folds)
-	}
-	e.folds[foldKey{strings.Clone(method), strings.Clone(path)}] = f
-	return f
+	*s = foldSlot{strings.Clone(method), strings.Clone(path), f}
+	return &s.folded
 }
 
 // foldPath replaces what looks like an identifier in a path with {id}.

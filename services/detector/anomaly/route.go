@@ -64,7 +64,7 @@ const (
 // beside a route that is next to unknown, and is forgotten within few requests
 // for one that is merely rare.
 func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
-	f := e.fold(ev.Method, ev.Route)
+	f := e.folds.fold(ev.Method, ev.Route)
 	at := p.findRoute(f.hash)
 	if at < 0 {
 		at = p.addRoute(f)
@@ -88,6 +88,9 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 		return
 	}
 	p.MixTail.see(float64(r.Evidence))
+	if float64(r.Evidence) < p.leastMixNeed()/2 {
+		return
+	}
 	need := p.mixNeed(r)
 	if v := float64(r.Evidence); v >= need/2 {
 		p.Turned = uint32(at)
@@ -109,6 +112,12 @@ func (p *profile) mixNeed(r *route) float64 {
 	}
 	return need
 }
+
+// leastMixNeed is never more than mixNeed (a key without requests), and spares nearly
+// all requests its logarithms.
+func (p *profile) leastMixNeed() float64 { return 0.999 * 0.75 * (leastChances + p.strict) }
+
+var leastChances = math.Log(5 * 10 / 0.01)
 
 // mixSteps is the log-likelihood ratio of a request to the route, and the loss by
 // one elsewhere, under an alternative with half of the requests or mixMost times p.
@@ -137,7 +146,7 @@ func (p *profile) findRoute(hash uint32) int {
 }
 
 // addRoute takes a slot for a new route: the one that matters least.
-func (p *profile) addRoute(f folded) int {
+func (p *profile) addRoute(f *folded) int {
 	day, at := uint32(p.Hour/24), 0
 	worst := float32(math.MaxFloat32)
 	for i := range p.Routes {

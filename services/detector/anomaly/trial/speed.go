@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/latchkey-dev/latchkey/schemas/alert"
 	"github.com/latchkey-dev/latchkey/schemas/usage"
 	"github.com/latchkey-dev/latchkey/services/detector/anomaly"
 )
@@ -26,9 +27,16 @@ type Speed struct {
 // speedRate is the requests a key and hour.
 const speedRate = 12.0
 
+// speedBatch is about what `backtest` reads, or a busy edge sends, at once.
+const speedBatch = 1 << 10
+
+// speedHabits is the number of different months that the keys have behind them.
+const speedHabits = 64
+
 // MeasureSpeed feeds events of the given number of keys, in random order of keys,
-// through one engine on one core. Making the events is not counted; the rate is the
-// median over batches of 32,768, so that a busy neighbour does not decide it.
+// through one engine on one core. Every key has a month behind it, so that all of
+// its triggers are awake. Making the events is not counted; the rate is the median
+// over batches of 1,024, so that a busy neighbour does not decide it.
 func MeasureSpeed(keys, events int) Speed {
 	r := rand.New(rand.NewPCG(1, 2))
 	ids := make([]string, keys)
@@ -39,43 +47,44 @@ func MeasureSpeed(keys, events int) Speed {
 	e := anomaly.New(anomaly.Options{})
 	at := time.Date(2026, 3, 2, 0, 0, 0, 0, time.UTC)
 	out := Speed{Keys: keys}
-	before := heap()
 	serial := 0
-	batch := make([]usage.Event, 1<<15)
-	fill := func(inOrder bool) {
-		for i := range batch {
-			k := r.IntN(keys)
-			if inOrder {
-				k = serial % keys
-			}
-			serial++
-			at = at.Add(time.Duration(36e11 / (speedRate * float64(keys))))
-			batch[i] = usage.Event{
-				ID: fmt.Sprintf("e%d", serial), Time: at, OrgID: "org", KeyID: ids[k],
-				SourceIP: netip.AddrFrom4([4]byte{84, byte(k >> 16), byte(k >> 8), byte(k)}),
-				Method:   "POST", Route: routes[min(r.IntN(8), 3)], Decision: usage.Allow,
-			}
+	event := func(k int, id string, among int) usage.Event {
+		serial++
+		at = at.Add(time.Duration(36e11 / (speedRate * float64(among))))
+		return usage.Event{
+			ID: fmt.Sprintf("e%d", serial), Time: at, OrgID: "org", KeyID: id,
+			SourceIP: netip.AddrFrom4([4]byte{84, 0, byte(k % speedHabits), byte(k)}),
+			Method:   "POST", Route: routes[min(r.IntN(8), 3)], Decision: usage.Allow,
 		}
 	}
-	feed := func() {
-		for i := range batch {
-			out.Alerts += len(e.Observe(&batch[i], false))
+	for range int(speedRate) * 24 * 30 {
+		for k := range speedHabits {
+			ev := event(k, fmt.Sprintf("habit_%d", k), speedHabits)
+			e.Observe(&ev, false)
 		}
 	}
-	for serial < 2*keys {
-		fill(true)
-		feed()
+	before := heap()
+	for i, id := range ids {
+		e.Inherit(id, fmt.Sprintf("habit_%d", i%speedHabits))
 	}
 	out.HeapBytes = (heap() - before) / float64(keys)
+	batch := make([]usage.Event, speedBatch)
+	fill := func() {
+		for i := range batch {
+			k := r.IntN(keys)
+			batch[i] = event(k, ids[k], keys)
+		}
+	}
+	raised := func(alert.Alert) { out.Alerts++ }
 	var rates []float64
 	var allocated uint64
 	var a, b runtime.MemStats
 	done := 0
 	for ; done < events; done += len(batch) {
-		fill(false)
+		fill()
 		runtime.ReadMemStats(&a)
 		began := time.Now()
-		feed()
+		e.ObserveAll(batch, false, raised)
 		rates = append(rates, float64(len(batch))/time.Since(began).Seconds())
 		runtime.ReadMemStats(&b)
 		allocated += b.Mallocs - a.Mallocs
