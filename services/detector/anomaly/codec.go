@@ -10,11 +10,14 @@ import (
 	"unique"
 )
 
-// codecVersion changes whenever state does; an older form is refused, and the
-// caller rebuilds from events.
-const codecVersion = 1
+// codecVersion changes whenever state does. Version 1 ended before volumeLimits; any
+// other form is refused, and the caller rebuilds from events.
+const codecVersion = 2
 
-var stateSize = binary.Size(state{})
+var (
+	stateSize   = binary.Size(state{})
+	stateSizeV1 = stateSize - binary.Size(volumeLimits{})
+)
 
 // Encode is the key's whole baseline, episode included, nil if the key is unknown.
 func (e *Engine) Encode(keyID string) []byte {
@@ -48,14 +51,10 @@ func (e *Engine) Encode(keyID string) []byte {
 // On an error the key stays as it was.
 func (e *Engine) Decode(keyID string, data []byte) error {
 	p := &profile{}
-	if len(data) < 1+stateSize || data[0] != codecVersion {
-		return errors.New("decode baseline: not a baseline of this version")
-	}
-	data = data[1:]
-	if err := binary.Read(bytes.NewReader(data[:stateSize]), binary.LittleEndian, &p.state); err != nil {
+	data, err := p.decodeState(data)
+	if err != nil {
 		return fmt.Errorf("decode baseline: %w", err)
 	}
-	data = data[stateSize:]
 	if err := p.state.check(); err != nil {
 		return fmt.Errorf("decode baseline: %w", err)
 	}
@@ -81,10 +80,31 @@ func (e *Engine) Decode(keyID string, data []byte) error {
 	return nil
 }
 
+// decodeState reads the state at the beginning of an encoded baseline, of this
+// version or of the first, and returns what follows it.
+func (p *profile) decodeState(data []byte) (rest []byte, err error) {
+	size := stateSize
+	if len(data) > 0 && data[0] == 1 {
+		size = stateSizeV1
+	}
+	if len(data) < 1+size || data[0] != 1 && data[0] != codecVersion {
+		return nil, errors.New("not a baseline of this version")
+	}
+	full := make([]byte, stateSize)
+	copy(full, data[1:1+size])
+	if err := binary.Read(bytes.NewReader(full), binary.LittleEndian, &p.state); err != nil {
+		return nil, err
+	}
+	if size == stateSizeV1 {
+		p.Record = math.MaxFloat32 // until the next hour is planned
+	}
+	return data[1+size:], nil
+}
+
 // check refuses numbers that arithmetic could not go on from.
 func (s *state) check() error {
 	sums := float64(s.Level) + float64(s.Hours) + float64(s.Active) + float64(s.Actual) + float64(s.Expected) +
-		float64(s.Batch) + float64(s.Spread) + float64(s.Excess) + float64(s.Lambda) + float64(s.MixHours)
+		float64(s.Batch) + float64(s.Spread) + float64(s.Excess) + float64(s.Lambda) + float64(s.MixHours) + float64(s.Pending)
 	for _, v := range s.Day {
 		sums += float64(v)
 	}
@@ -135,7 +155,7 @@ func (e *Engine) EncodeSources() []byte {
 // DecodeSources takes back the result of [Engine.EncodeSources].
 func (e *Engine) DecodeSources(data []byte) error {
 	size := binary.Size(source{})
-	if len(data) < 1 || data[0] != codecVersion || (len(data)-1)%size != 0 {
+	if len(data) < 1 || data[0] != 1 && data[0] != codecVersion || (len(data)-1)%size != 0 {
 		return errors.New("decode sources: not of this version")
 	}
 	t := make([]source, sourceSlots)

@@ -54,6 +54,7 @@ const (
 	priorNews      = 0.025
 	newsHalfLife   = 10.0 // days
 	priorKnown     = 25.0 // a new prefix of a known operator is this much less news
+	priorLine      = 80.0 // more so where its customers' lines change their addresses
 	priorCoarse    = 8.0
 	priorOperator  = 0.4
 	priorRegion    = 0.3
@@ -61,6 +62,7 @@ const (
 	priorHosting   = 0.3  // a key of people's networks turning up in a data centre
 	networkNormal  = 0.4  // score that makes p = 0.0025 an alarm at the default budget
 	networkCertain = 3.0  // days before a network can be news
+	networkEvents  = 50   // requests that tell of a home in fewer visits than three
 	networkSettled = 14.0 // days before it is news at full weight
 )
 
@@ -186,31 +188,38 @@ func (p *profile) visitWide(l place, day uint32) {
 // coarse level are news at the finer ones too, so the least probability counts.
 func (p *profile) strangeness(l place, now int64) float64 {
 	prob := p.NewPrefix.rate(priorNews)
+	knownOperator, knownCoarse := has(p.Operators[:], l.Operator), has(p.Coarse[:], l.Coarse)
 	switch {
+	case l.Known == 0 && p.located():
+		if knownCoarse { // the data have a hole here: it is no other country
+			return 0
+		}
+	case knownOperator && l.Hosting != 0: // where a cloud's network is said to be is no news
+		if knownCoarse {
+			return 0
+		}
+		prob *= priorKnown
 	case !l.anywhere() && !has(p.Countries[:], l.Country):
 		prob = min(prob, p.NewCountry.rate(priorNews)) * p.countryPrior(l)
-		if !has(p.Operators[:], l.Operator) {
+		if !knownOperator {
 			prob = min(prob, p.NewOperator.rate(priorNews)*p.countryPrior(l))
 		}
-	case !has(p.Operators[:], l.Operator):
+	case !knownOperator:
 		prob = min(prob, p.NewOperator.rate(priorNews)) * priorOperator
 		if l.Hosting == 0 {
 			prob *= float64(max(1, count(p.Operators[:])-1)) // who roams meets one more
 		}
-		if l.Known&operatorKnown == 0 && has(p.Coarse[:], l.Coarse) {
+		if l.Known&operatorKnown == 0 && knownCoarse {
 			prob *= priorCoarse
 		}
-	case has(p.Coarse[:], l.Coarse):
+	case knownCoarse:
 		return 0
 	default:
-		prob *= priorKnown
-	}
-	if l.Hosting != 0 && p.Hosted < 0.02*p.Housed {
-		prob *= priorHosting
+		prob *= priorLine
 	}
 	score := -math.Log10(min(prob, 1)) + networkNormal
 	switch age := p.ageDays(now); {
-	case age < networkCertain || p.NewPrefix.Trials < 2.5:
+	case age < networkCertain || p.NewPrefix.Trials < 2.5 && p.Events < networkEvents:
 		return 0
 	case age < networkSettled:
 		score -= 0.2 * (networkSettled - age)
@@ -223,12 +232,20 @@ func (l place) anywhere() bool {
 	return l.Known&countryKnown == 0 && byte(l.Country) == mixedRegion
 }
 
+// located reports whether data named the place of any network of the key.
+func (p *profile) located() bool {
+	for i := range p.Countries {
+		if p.Countries[i].Weight > 0 && p.Countries[i].Key&pseudo == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // countryPrior is how often a new prefix is also one of a new country, in the
 // population: seldom, but for operators whose networks span countries anyway.
 func (p *profile) countryPrior(l place) float64 {
 	switch {
-	case l.Known&operatorKnown != 0 && has(p.Operators[:], l.Operator) && l.Hosting != 0:
-		return priorKnown
 	case l.Known&operatorKnown != 0 && has(p.Operators[:], l.Operator):
 		return priorOperator
 	case l.Known&countryKnown != 0:

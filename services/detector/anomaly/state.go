@@ -40,6 +40,9 @@ type state struct {
 	// Weak is each trigger's latest score worth remembering, and when it was (Unix seconds).
 	Weak   [triggerCount]float32
 	WeakAt [triggerCount]uint32
+
+	// What later versions brought comes last, so that an older state is a beginning of this one.
+	volumeLimits
 }
 
 type pastEpisode struct {

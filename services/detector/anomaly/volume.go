@@ -34,6 +34,15 @@ type volumeState struct {
 	BinTail tail
 }
 
+// volumeLimits came with version 2 of a baseline.
+type volumeLimits struct {
+	// Pending is a Burst of the hours just past, while their evidence lasts: what may
+	// yet become an alarm is no habit.
+	Pending float32
+	// Record is the count that no hour comes near, an alarm whatever the evidence.
+	Record float32
+}
+
 // volumeProfile is how much a key is used, by hour of the week.
 type volumeProfile struct {
 	// Week are the mean requests of the 168 hours of the week (Monday 00:00 UTC
@@ -67,14 +76,17 @@ const (
 	// a month and a bit, so that what happens twice a month is known.
 	volumeLearning = 16 * 24 * time.Hour
 	// baseEvidence is the least evidence in nats for an alarm.
-	baseEvidence = 9
+	baseEvidence = 8.5
 	// newsEvidence is what makes a burst of an hour's count, which is learned by its size.
 	newsEvidence = 16
 	// volumeSettled is the number of hours before a profile tells what is unusual.
 	volumeSettled = 120
-	batchPause    = int64(time.Minute)
-	// leastRatio is how many times the expected count any alarm takes at least.
-	leastRatio = 5
+	// burstSettled is the number of hours after which a burst stays one.
+	burstSettled = 288
+	batchPause   = int64(time.Minute)
+	// leastRatio is how many times the expected count any alarm takes at least, for a
+	// key of even rates; ratioSpread times the coefficient of variation comes to it.
+	leastRatio, ratioSpread, mostRatio = 5, 5, 7.5
 	// volumeMature is the age in days from which a profile is trusted in full.
 	volumeMature = 30.0
 )
@@ -168,6 +180,9 @@ func (p *profile) closeHour() {
 	}
 	p.HourTail.see(c)
 	p.learnExcess(c, lambda)
+	if p.Excess < 1 {
+		p.Burst, p.Pending = max(p.Burst, p.Pending), 0
+	}
 	if p.Hours > 336 {
 		c = min(c, 4*lambda+10) // a burst teaches a little, not all
 	}
@@ -191,6 +206,9 @@ func (p *profile) closeHour() {
 		p.BinTail.close()
 		p.MixTail.close()
 		p.Burst *= 0.996
+		if usual := p.HourTail.Top[3]; p.Burst < 0.7*usual || p.Hours <= burstSettled && p.Burst < 1.3*usual {
+			p.Burst = 0 // what four days held is no burst: the first days knew no hours yet
+		}
 	}
 }
 
@@ -201,23 +219,27 @@ func (p *profile) learnExcess(c, lambda float64) {
 		lambda = max(lambda, 3*float64(p.Level))
 	}
 	switch x := p.evidenceAlone(c, lambda); {
-	case x >= newsEvidence && p.Hours >= 6:
-		p.Burst = max(p.Burst, float32(c))
+	case x >= newsEvidence && p.Hours >= 6 && float32(c) > 1.3*p.HourTail.Top[3]:
+		p.Pending = max(p.Pending, float32(c))
 	case p.Hours >= volumeSettled:
 		p.ExcessTail.see(max(x, p.startsEvidence(float64(p.Starts), lambda)))
 	}
 }
 
+// learnSpread learns how much the counts vary: by batches, which show in quiet
+// hours, and by the rate's own ups and downs, which show in busy ones.
 func (p *profile) learnSpread(c, lambda float64) {
 	d := (c - lambda) * (c - lambda)
-	if lambda < 20 {
-		if c > 0 {
-			p.Grain += float32(0.02 * min(c, 5) * (float64(p.Starts)/c - float64(p.Grain)) / 2)
-		}
-		p.Batch += float32(0.005 * (min(d/(lambda+0.3), 40) - float64(p.Batch)))
+	if lambda < 20 && c > 0 {
+		p.Grain += float32(0.02 * min(c, 5) * (float64(p.Starts)/c - float64(p.Grain)) / 2)
+	}
+	if lambda < 4 {
+		x := (d - float64(p.Spread)*lambda*lambda) / (lambda + 0.3)
+		p.Batch += float32(0.005 * (min(x, 40) - float64(p.Batch)))
 		return
 	}
-	p.Spread += float32(0.01 * (min(max(d-lambda, 0)/(lambda*lambda), 2) - float64(p.Spread)))
+	x := (d - float64(p.Batch)*lambda) / (lambda * lambda)
+	p.Spread = max(0, p.Spread+float32(0.01*(min(x, 2)-float64(p.Spread))))
 }
 
 // inflation is the variance of a count with the given mean, over the mean.
@@ -256,7 +278,7 @@ func (p *profile) plan() {
 		young = 40
 	}
 	most := float64(p.HourTail.Top[0])
-	burst := 3 * math.Exp(0.8*p.strict) * float64(p.Burst)
+	burst := 2 * math.Exp(0.8*p.strict) * float64(p.Burst)
 	if p.Active < 0.25 {
 		burst = max(burst, 2.5*most) // a job that runs at another hour is no news
 	}
@@ -266,6 +288,7 @@ func (p *profile) plan() {
 	doubt := 1 + 0.2*max(0, volumeMature-float64(age)/float64(24*time.Hour))/14
 	p.Floor = float32(burst)
 	p.Need = float32(max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1), 1) * min(young, 4) * doubt)
+	p.Record = float32(max(25, p.HourTail.heavy(perDay, 0.2), 2.5*most, burst))
 	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6, burst)
 	p.BinAlarm = countOf(bin)
 	p.planSoFar()
@@ -287,13 +310,22 @@ func (p *profile) planSoFar() {
 	}
 	room := float64(p.Need) - float64(p.Excess)
 	c := (room*p.inflation(lambda+0.1) + (riseRatio-1)*(lambda+0.1)) / logRise
-	p.CountAlarm = countOf(max(c, 6, leastRatio*lambda, burst))
+	ratio := p.leastRise()
+	p.CountAlarm = countOf(max(min(c, float64(p.Record)), 6, ratio*lambda, burst))
 	p.StartsAlarm = math.MaxUint32
 	grain := float64(p.Grain)
-	c = max(5, (room*1.1+(riseRatio-1)*(lambda*grain+0.15))/logRise, leastRatio*lambda*grain)
+	c = max(5, (room*1.1+(riseRatio-1)*(lambda*grain+0.15))/logRise, ratio*lambda*grain)
 	if p.Lambda < 20 && c >= burst*grain {
 		p.StartsAlarm = countOf(c)
 	}
+}
+
+// leastRise is how many times the expected count this hour's must be.
+func (p *profile) leastRise() float64 {
+	if p.Excess > p.Need/3 {
+		return leastRatio - 1 // it has begun in the hour before
+	}
+	return min(leastRatio+ratioSpread*math.Sqrt(float64(p.Spread)), mostRatio)
 }
 
 func countOf(x float64) uint32 { return uint32(min(math.Ceil(x), math.MaxUint32-1)) }

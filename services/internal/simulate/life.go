@@ -466,8 +466,7 @@ func (l *Life) Day(day time.Time) []usage.Event {
 			out = append(out, l.run(r, day, j)...)
 		}
 	}
-	sortEvents(out)
-	return out
+	return sortEvents(out)
 }
 
 // arrivals draws the times of one hour's requests.
@@ -581,8 +580,19 @@ func cutID(s string) (before, after string, ok bool) {
 	return s, "", false
 }
 
-func sortEvents(events []usage.Event) {
-	slices.SortStableFunc(events, func(a, b usage.Event) int {
+// sortEvents sorts by time; only their numbers are moved about, for events are large.
+func sortEvents(events []usage.Event) []usage.Event {
+	order := make([]int, len(events))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int {
+		a, b := &events[i], &events[j]
 		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.KeyID, b.KeyID), cmp.Compare(a.ID, b.ID))
 	})
+	out := make([]usage.Event, len(events))
+	for i, at := range order {
+		out[i] = events[at]
+	}
+	return out
 }

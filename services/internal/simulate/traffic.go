@@ -108,14 +108,14 @@ func (t *Traffic) Labels() []Label { return slices.Clone(t.labels) }
 // times but for backfills.
 func (t *Traffic) Events() iter.Seq[*usage.Event] {
 	return func(yield func(*usage.Event) bool) {
-		var pending []arrival
+		var pending []*arrival
 		for d := range t.opts.Days {
 			day := t.opts.Start.AddDate(0, 0, d)
 			next := day.AddDate(0, 0, 1)
 			for i, l := range t.lives {
 				pending = append(pending, t.day(i, l, day)...)
 			}
-			slices.SortStableFunc(pending, func(a, b arrival) int { return a.at.Compare(b.at) })
+			slices.SortStableFunc(pending, func(a, b *arrival) int { return a.at.Compare(b.at) })
 			n := 0
 			for n < len(pending) && (pending[n].at.Before(next) || d == t.opts.Days-1) {
 				if !yield(&pending[n].ev) {
@@ -123,7 +123,7 @@ func (t *Traffic) Events() iter.Seq[*usage.Event] {
 				}
 				n++
 			}
-			pending = append([]arrival(nil), pending[n:]...)
+			pending = append([]*arrival(nil), pending[n:]...)
 		}
 	}
 }
@@ -133,8 +133,8 @@ type arrival struct {
 	ev usage.Event
 }
 
-func (t *Traffic) day(i int, l *Life, day time.Time) []arrival {
-	var out []arrival
+func (t *Traffic) day(i int, l *Life, day time.Time) []*arrival {
+	var out []*arrival
 	next := day.AddDate(0, 0, 1)
 	var from, to time.Time
 	if a := t.labels[i]; a.Attack != "" && a.Attack.replaces() {
@@ -148,11 +148,11 @@ func (t *Traffic) day(i int, l *Life, day time.Time) []arrival {
 		if l.late && at.Before(day) { // a backfill arrives on its day, with old times
 			at = day.Add(10 * time.Hour)
 		}
-		out = append(out, arrival{at, ev})
+		out = append(out, &arrival{at, ev})
 	}
 	for _, ev := range t.attack[i] {
 		if !ev.Time.Before(day) && ev.Time.Before(next) {
-			out = append(out, arrival{ev.Time, ev})
+			out = append(out, &arrival{ev.Time, ev})
 		}
 	}
 	return out
