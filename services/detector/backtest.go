@@ -210,12 +210,10 @@ func (b *backtest) take(ctx context.Context) (*batch, error) {
 
 func (b *backtest) decode(batch *batch, contentType string) {
 	batch.events, batch.rejected = batch.events[:0], batch.rejected[:0]
-	ndjson := contentType == usage.ContentTypeNDJSON
-	place := func(i int) int64 {
-		if ndjson {
-			return batch.line + blankLinesUpTo(batch.text, i)
-		}
-		return int64(i) + 1
+	place := func(i int) int64 { return int64(i) + 1 }
+	if contentType == usage.ContentTypeNDJSON {
+		rows := lineCounter{text: batch.text, line: batch.line}
+		place = rows.of
 	}
 	err := b.decoder.Decode(contentType, batch.text, anyTime, func(i int, ev *usage.Event, bad error) {
 		if bad != nil {
@@ -232,23 +230,41 @@ func (b *backtest) decode(batch *batch, contentType string) {
 	}
 }
 
-// blankLinesUpTo turns the number of an element into that of its line: the
-// elements are the lines that are not blank.
-func blankLinesUpTo(text []byte, element int) int64 {
-	line := int64(0)
-	for {
-		row, rest, _ := bytes.Cut(text, []byte{'\n'})
-		if len(bytes.Trim(row, " \t\r")) > 0 {
-			if element--; element < 0 {
-				return line
-			}
+// lineCounter turns the numbers of elements into those of their lines: the elements
+// are the lines that are not blank. It is asked in ascending order, so that it reads
+// the text once.
+type lineCounter struct {
+	text    []byte // from the line on
+	line    int64
+	element int // the number of the next line that is not blank
+}
+
+func (c *lineCounter) of(element int) int64 {
+	for len(c.text) > 0 {
+		row, rest := c.text, []byte(nil)
+		if n := bytes.IndexByte(c.text, '\n'); n >= 0 {
+			row, rest = c.text[:n], c.text[n+1:]
 		}
-		if len(rest) == 0 {
-			return line
+		filled := !blank(row)
+		if filled && c.element >= element {
+			break
 		}
-		line++
-		text = rest
+		if filled {
+			c.element++
+		}
+		c.text = rest
+		c.line++
 	}
+	return c.line
+}
+
+func blank(row []byte) bool {
+	for _, c := range row {
+		if c != ' ' && c != '\t' && c != '\r' {
+			return false
+		}
+	}
+	return true
 }
 
 // maxReasons bounds the distinct reasons, since some quote what they refuse.
