@@ -4,11 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/latchkey-dev/latchkey/pkg/apikey"
 	"github.com/latchkey-dev/latchkey/schemas/key"
@@ -17,18 +17,20 @@ import (
 // Key is what an edge knows about one API key. It is immutable and safe for
 // concurrent use: a change of the key makes a new Key.
 type Key struct {
-	// What a decision reads comes first, on as few cache lines as it can.
+	// The first cache line is what a decision reads, the second what an event and
+	// the identity headers do. There is no third: among many keys each line is a
+	// wait for memory, which is as long as a hash.
 	hash    apikey.Hash
-	expires int64 // unix nanoseconds, 0 is never
 	scopes  *grant
+	expires int64  // unix nanoseconds, 0 is never
 	seq     uint64 // stream sequence of the change that made it
+	idLen   uint32
 	state   state
-	limited bool // to cidrs
-	id      string
-	orgID   string
-	cidrs   []netip.Prefix
-	name    string
-	env     string
+
+	text  string // id and name
+	orgID string
+	env   string
+	cidrs *[]netip.Prefix // nil allows every address
 }
 
 type state uint8
@@ -52,13 +54,13 @@ type grant struct {
 }
 
 // ID is the key's id, "key_…".
-func (k *Key) ID() string { return k.id }
+func (k *Key) ID() string { return k.text[:k.idLen] }
 
 // OrgID is the organization that the key belongs to.
 func (k *Key) OrgID() string { return k.orgID }
 
 // Name is the name that its owner gave the key.
-func (k *Key) Name() string { return k.name }
+func (k *Key) Name() string { return k.text[k.idLen:] }
 
 // Environment is "live", "test" or what the key was created for.
 func (k *Key) Environment() string { return k.env }
@@ -93,20 +95,14 @@ func (k *Key) Active(now time.Time) bool {
 func (k *Key) Sequence() uint64 { return k.seq }
 
 func (k *Key) admits(ip netip.Addr) bool {
-	for _, p := range k.cidrs {
-		if p.Contains(ip) {
-			return true
-		}
-	}
-	return false
+	return k.cidrs == nil || contains(*k.cidrs, ip)
 }
 
 // Keyset holds every key in memory, found by the hash of its secret.
 //
-// Look-ups take no lock and allocate nothing: they read an open-addressing table
-// of atomic pointers, which one writer at a time changes in place and replaces
-// when it grows. A change is visible to every look-up that begins after
-// [Keyset.Apply] has returned.
+// Look-ups take no lock and allocate nothing: they read an open-addressing table,
+// which one writer at a time changes in place and replaces when it grows. A change
+// is visible to every look-up that begins after [Keyset.Apply] has returned.
 //
 // What a Keyset holds only moves forward: a change with an older stream
 // sequence than the one known for its key is ignored, and a key once seen
@@ -120,6 +116,7 @@ type Keyset struct {
 	used   int // slots of the table in use
 	grants map[string]*grant
 	words  map[string]string // organizations and environments, each held once
+	slab   *slab             // of the first load, nil after it
 
 	feed feed
 }
@@ -128,8 +125,17 @@ type Keyset struct {
 // that every probe ends at an empty one.
 type table struct {
 	mask  uint64
-	slots []atomic.Pointer[Key]
+	slots []slot
 }
+
+// slot is one place of a table. Once it has a key it keeps its tag, the beginning
+// of the hash, by which a look-up passes other keys without touching them.
+type slot struct {
+	tag atomic.Uint64 // set before key
+	key atomic.Pointer[Key]
+}
+
+func tagOf(hash *apikey.Hash) uint64 { return binary.LittleEndian.Uint64(hash[:8]) }
 
 // NewKeyset returns an empty set. Fill it with [Keyset.Watch].
 func NewKeyset() *Keyset {
@@ -144,25 +150,34 @@ func NewKeyset() *Keyset {
 }
 
 func newTable(slots int) *table {
-	return &table{mask: uint64(slots - 1), slots: make([]atomic.Pointer[Key], slots)}
+	return &table{mask: uint64(slots - 1), slots: make([]slot, slots)}
+}
+
+// place finds the slot of a hash, or the empty one where it belongs.
+func (t *table) place(hash *apikey.Hash) (*slot, *Key) {
+	tag := tagOf(hash)
+	for i := tag & t.mask; ; i = (i + 1) & t.mask {
+		s := &t.slots[i]
+		k := s.key.Load()
+		if k == nil || s.tag.Load() == tag && sameHash(&k.hash, hash) {
+			return s, k
+		}
+	}
+}
+
+func (s *slot) set(k *Key) {
+	s.tag.Store(tagOf(&k.hash))
+	s.key.Store(k)
 }
 
 // Lookup finds the key whose secret has this hash, nil if there is none. The
 // key may be revoked, suspended or expired: [Edge.Decide] judges it.
 func (s *Keyset) Lookup(hash apikey.Hash) *Key {
-	t := s.table.Load()
-	for i := binary.LittleEndian.Uint64(hash[:8]) & t.mask; ; i = (i + 1) & t.mask {
-		k := t.slots[i].Load()
-		if k == nil {
-			return nil
-		}
-		if sameHash(&k.hash, &hash) {
-			if k.state == stateGone {
-				return nil
-			}
-			return k
-		}
+	_, k := s.table.Load().place(&hash)
+	if k == nil || k.state == stateGone {
+		return nil
 	}
+	return k
 }
 
 // sameHash compares in constant time, as subtle.ConstantTimeCompare does, in words.
@@ -221,19 +236,22 @@ func (s *Keyset) quarantine(id string, seq uint64) {
 
 // compact makes a Key that holds on to none of the record's memory.
 func (s *Keyset) compact(rec *key.Record, hash apikey.Hash, seq uint64) *Key {
-	text := rec.ID + rec.Name // one allocation for both
-	k := &Key{
+	k := s.slab.key()
+	*k = Key{
 		hash: hash, seq: seq,
-		id: text[:len(rec.ID)], name: text[len(rec.ID):],
+		text: s.slab.text(rec.ID, rec.Name), idLen: uint32(len(rec.ID)),
 		orgID: s.word(rec.OrgID), env: s.word(rec.Environment),
 		scopes: s.grant(rec.Scopes),
 	}
 	if rec.ExpiresAt != nil {
 		k.expires = rec.ExpiresAt.UnixNano()
 	}
-	for _, p := range rec.AllowedCIDRs {
-		k.limited = true
-		k.cidrs = append(k.cidrs, foldPrefix(p))
+	if len(rec.AllowedCIDRs) > 0 {
+		cidrs := make([]netip.Prefix, len(rec.AllowedCIDRs))
+		for i, p := range rec.AllowedCIDRs {
+			cidrs[i] = foldPrefix(p)
+		}
+		k.cidrs = &cidrs
 	}
 	switch rec.Status {
 	case key.Active:
@@ -254,6 +272,47 @@ func foldPrefix(p netip.Prefix) netip.Prefix {
 	return p.Masked()
 }
 
+// slab is the memory of the keys of a first load. Many in one piece are cheaper to
+// allocate and, ever after, to look through for the garbage collector. A piece is
+// held as long as one key of it is, so what changes later is allocated alone, and
+// the most that can be wasted is what the first load took. A nil slab allocates alone.
+type slab struct {
+	keys  []Key
+	bytes []byte
+}
+
+const (
+	slabKeys  = 1024
+	slabBytes = 64 << 10
+)
+
+func (s *slab) key() *Key {
+	if s == nil {
+		return new(Key)
+	}
+	if len(s.keys) == 0 {
+		s.keys = make([]Key, slabKeys)
+	}
+	k := &s.keys[0]
+	s.keys = s.keys[1:]
+	return k
+}
+
+// text is a and b in one.
+func (s *slab) text(a, b string) string {
+	n := len(a) + len(b)
+	if s == nil || n == 0 || n > slabBytes/64 {
+		return a + b
+	}
+	if n > len(s.bytes) {
+		s.bytes = make([]byte, slabBytes)
+	}
+	text := s.bytes[:n]
+	s.bytes = s.bytes[n:]
+	copy(text[copy(text, a):], b)
+	return unsafe.String(&text[0], n)
+}
+
 func (s *Keyset) word(w string) string {
 	if known, ok := s.words[w]; ok {
 		return known
@@ -264,24 +323,35 @@ func (s *Keyset) word(w string) string {
 }
 
 func (s *Keyset) grant(scopes []string) *grant {
-	text := strings.Join(scopes, " ")
-	if g, ok := s.grants[text]; ok {
+	var buf [256]byte
+	name := buf[:0]
+	for _, sc := range scopes {
+		// With its length, since a scope that nobody checked may hold any separator.
+		name = append(binary.AppendUvarint(name, uint64(len(sc))), sc...)
+	}
+	if g, ok := s.grants[string(name)]; ok {
 		return g
 	}
 	// A scope that this version cannot read grants nothing; the others still do.
-	list := slices.DeleteFunc(slices.Clone(scopes), func(sc string) bool { return apikey.CheckScope(sc) != nil })
+	var list []string
+	for _, sc := range scopes {
+		if apikey.CheckScope(sc) == nil {
+			list = append(list, strings.Clone(sc))
+		}
+	}
 	set, err := apikey.CompileScopes(list)
 	if err != nil {
 		list, set = nil, apikey.Scopes{}
 	}
 	g := &grant{set: set, list: list, text: strings.Join(list, " ")}
-	s.grants[text] = g
+	s.grants[string(name)] = g
 	return g
 }
 
 // put makes k the state of its key unless a later change is known.
 func (s *Keyset) put(k *Key) bool {
-	cur := s.byID[k.id]
+	id := k.ID()
+	cur := s.byID[id]
 	if cur != nil {
 		if k.seq <= cur.seq {
 			// A revocation counts even when it comes late: no later state can undo it.
@@ -301,51 +371,67 @@ func (s *Keyset) put(k *Key) bool {
 			s.insert(&gone)
 		}
 	}
-	if holder := s.Lookup(k.hash); holder != nil && holder.id != k.id {
+	if holder := s.Lookup(k.hash); holder != nil && holder.ID() != id {
 		// Two keys claim one secret. Nobody can say whose request it would be, so
 		// neither works; the API cannot make such a pair.
 		k.state = stateGone
 	}
-	s.byID[k.id] = k
+	s.byID[id] = k
 	s.insert(k)
 	return true
 }
 
 // insert puts k into the slot of its hash.
 func (s *Keyset) insert(k *Key) {
-	t := s.table.Load()
-	i := binary.LittleEndian.Uint64(k.hash[:8]) & t.mask
-	for ; ; i = (i + 1) & t.mask {
-		cur := t.slots[i].Load()
-		if cur == nil {
-			break
-		}
-		if cur.hash == k.hash {
-			t.slots[i].Store(k)
-			return
+	slot, cur := s.table.Load().place(&k.hash)
+	if cur == nil {
+		s.used++
+		if s.reserve(s.used) {
+			slot, _ = s.table.Load().place(&k.hash)
 		}
 	}
-	if 4*(s.used+1) > 3*len(t.slots) {
-		s.grow(t)
-		s.insert(k)
-		return
-	}
-	s.used++
-	t.slots[i].Store(k)
+	slot.set(k)
 }
 
-func (s *Keyset) grow(old *table) {
-	t := newTable(2 * len(old.slots))
+// reserve makes room for n keys in the table, and reports whether it had to.
+func (s *Keyset) reserve(n int) bool {
+	old := s.table.Load()
+	size := len(old.slots)
+	for 4*n > 3*size {
+		size *= 2
+	}
+	if size == len(old.slots) {
+		return false
+	}
+	t := newTable(size)
 	for i := range old.slots {
-		k := old.slots[i].Load()
-		if k == nil {
-			continue
+		if k := old.slots[i].key.Load(); k != nil {
+			slot, _ := t.place(&k.hash)
+			slot.set(k)
 		}
-		j := binary.LittleEndian.Uint64(k.hash[:8]) & t.mask
-		for t.slots[j].Load() != nil {
-			j = (j + 1) & t.mask
-		}
-		t.slots[j].Store(k)
 	}
 	s.table.Store(t)
+	return true
 }
+
+// expect prepares an empty set for a first load of as many keys.
+func (s *Keyset) expect(keys uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := int(min(keys, maxExpected))
+	if len(s.byID) == 0 && n > slabKeys {
+		s.reserve(n)
+		s.byID = make(map[string]*Key, n)
+		s.slab = new(slab)
+	}
+}
+
+// settle ends what [Keyset.expect] began.
+func (s *Keyset) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.slab = nil
+}
+
+// maxExpected bounds what a stream's word for its size can make an edge allocate.
+const maxExpected = 1 << 24

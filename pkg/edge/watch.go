@@ -2,20 +2,15 @@ package edge
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/latchkey-dev/latchkey/schemas/key"
 )
 
 // Stream and subjects that carry the keys.
@@ -118,22 +113,34 @@ func (s *Keyset) Watch(ctx context.Context, js jetstream.JetStream, opts WatchOp
 }
 
 // session is one consumer's life: from the last record of every key to now.
+// Changes are applied where they are delivered, since reading one takes less time
+// than handing it to another goroutine.
 type session struct {
 	set    *Keyset
 	opts   WatchOptions
-	work   chan job
 	origin time.Time // when the stream was created: another one is another history
 	target uint64    // last sequence of the stream before the consumer was made
 
-	pending atomic.Int64  // messages taken but not yet applied
-	seen    atomic.Uint64 // highest sequence delivered
-	drained atomic.Bool   // a message said that nothing is left behind it
+	// mu is held while a message is applied: an ordered consumer that begins anew
+	// may deliver before the handler of its last delivery has returned.
+	mu      sync.Mutex
+	reader  changeReader
+	seen    uint64 // highest sequence applied
+	drained bool   // a message said that nothing was left behind it
+	ended   bool   // what comes now is of another history perhaps
 }
 
-type job struct {
-	id   string
-	seq  uint64
-	data []byte
+// progress is the highest sequence applied, and whether there was ever none left.
+func (ses *session) progress() (seen uint64, drained bool) {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	return ses.seen, ses.drained
+}
+
+func (ses *session) end() {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	ses.ended = true
 }
 
 var errStuck = errors.New("the stream has messages that its consumer does not deliver")
@@ -147,10 +154,12 @@ func (s *Keyset) follow(ctx context.Context, js jetstream.JetStream, opts WatchO
 		return err
 	}
 	ses := &session{
-		set: s, opts: opts, work: make(chan job, 4096),
-		origin: info.Created, target: info.State.LastSeq,
+		set: s, opts: opts,
+		origin: info.Created, target: info.State.LastSeq, drained: info.State.Msgs == 0,
 	}
+	defer ses.end()
 	s.align(info)
+	s.expect(info.State.NumSubjects)
 	cons, err := js.OrderedConsumer(ctx, keyStream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{keySubject + "*"},
 		DeliverPolicy:  jetstream.DeliverLastPerSubjectPolicy,
@@ -158,13 +167,7 @@ func (s *Keyset) follow(ctx context.Context, js jetstream.JetStream, opts WatchO
 	if err != nil {
 		return fmt.Errorf("create consumer of the keys: %w", err)
 	}
-	if info.State.Msgs == 0 {
-		ses.drained.Store(true)
-	}
-	wait := ses.startWorkers(ctx)
-	defer wait()
-	defer cancel()
-	cc, err := cons.Consume(func(m jetstream.Msg) { ses.take(ctx, m) },
+	cc, err := cons.Consume(ses.take,
 		jetstream.PullMaxMessages(2000),
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 			opts.Log.Debug("consumer of the keys", "error", err)
@@ -186,67 +189,43 @@ func streamInfo(ctx context.Context, js jetstream.JetStream) (*jetstream.StreamI
 	return stream.CachedInfo(), nil
 }
 
-// startWorkers decodes on every core. Order does not matter: [Keyset.put] keeps
-// the highest sequence of each key.
-func (ses *session) startWorkers(ctx context.Context) (wait func()) {
-	var wg sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		wg.Go(func() {
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case j := <-ses.work:
-					ses.apply(j)
-				}
-			}
-		})
-	}
-	return wg.Wait
-}
-
-// take runs on the connection's goroutine of the subscription.
-func (ses *session) take(ctx context.Context, m jetstream.Msg) {
+// take applies one message.
+func (ses *session) take(m jetstream.Msg) {
 	meta, err := m.Metadata()
 	if err != nil {
 		return
 	}
-	ses.pending.Add(1)
-	select {
-	case ses.work <- job{strings.TrimPrefix(m.Subject(), keySubject), meta.Sequence.Stream, m.Data()}:
-	case <-ctx.Done():
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	if ses.ended {
 		return
 	}
-	ses.seen.Store(meta.Sequence.Stream)
-	if meta.NumPending == 0 && ses.drained.CompareAndSwap(false, true) && ses.pending.Load() == 0 {
+	ses.apply(strings.TrimPrefix(m.Subject(), keySubject), meta.Sequence.Stream, m.Data())
+	ses.seen = max(ses.seen, meta.Sequence.Stream)
+	if meta.NumPending == 0 && !ses.drained {
+		ses.drained = true
 		ses.settle()
 	}
 }
 
-func (ses *session) apply(j job) {
-	var change struct {
-		Record record `json:"record"`
-	}
-	err := json.Unmarshal(j.data, &change)
-	if err == nil && change.Record.ID != j.id {
-		err = fmt.Errorf("the record of %q came on the subject of %q", change.Record.ID, j.id)
+func (ses *session) apply(id string, seq uint64, data []byte) {
+	rec, err := ses.reader.read(data)
+	if err == nil && rec.ID != id {
+		err = fmt.Errorf("the record of %q came on the subject of %q", rec.ID, id)
 	}
 	news := false
 	if err == nil {
-		rec := change.Record.full()
-		news, err = ses.set.Apply(&rec, j.seq)
+		full := rec.full()
+		news, err = ses.set.Apply(&full, seq)
 	}
 	if err != nil {
 		ses.set.feed.bad.Add(1)
-		ses.set.quarantine(j.id, j.seq)
+		ses.set.quarantine(id, seq)
 		ses.opts.Log.Error("read key record, the key is refused until a good one comes",
-			"key_id", j.id, "sequence", j.seq, "error", err)
+			"key_id", id, "sequence", seq, "error", err)
 	}
 	if news {
 		ses.set.feed.changes.Add(1)
-	}
-	if ses.pending.Add(-1) == 0 && ses.drained.Load() {
-		ses.settle()
 	}
 }
 
@@ -256,6 +235,7 @@ func (ses *session) settle() {
 	select {
 	case <-ses.set.feed.loaded:
 	default:
+		ses.set.settle()
 		ses.set.MarkSynced(ses.opts.Clock())
 	}
 }
@@ -307,7 +287,7 @@ func (s *Keyset) dropForgotten() {
 func (ses *session) prove(ctx context.Context, js jetstream.JetStream) error {
 	tick := time.NewTicker(ses.opts.Poll)
 	defer tick.Stop()
-	if ses.drained.Load() && ses.pending.Load() == 0 && ses.target == 0 {
+	if _, drained := ses.progress(); drained && ses.target == 0 {
 		ses.settle()
 	}
 	var stuck int
@@ -329,8 +309,8 @@ func (ses *session) prove(ctx context.Context, js jetstream.JetStream) error {
 		}
 		// The last message can be gone (deleted, purged): what counts then is that
 		// the consumer had nothing left when the stream stood at its target.
-		reach := ses.seen.Load()
-		if ses.drained.Load() {
+		reach, drained := ses.progress()
+		if drained {
 			reach = max(reach, ses.target)
 		}
 		switch {
@@ -338,7 +318,7 @@ func (ses *session) prove(ctx context.Context, js jetstream.JetStream) error {
 			return fmt.Errorf("stream %s went back from %d to %d", keyStream, reach, info.State.LastSeq)
 		case info.State.LastSeq == reach || info.State.Msgs == 0:
 			stuck = 0
-			if ses.pending.Load() == 0 && (ses.drained.Load() || info.State.Msgs == 0) {
+			if drained || info.State.Msgs == 0 {
 				ses.set.dropForgotten()
 				ses.set.MarkSynced(asked)
 			}
@@ -351,26 +331,5 @@ func (ses *session) prove(ctx context.Context, js jetstream.JetStream) error {
 		}
 		before = reach
 		ses.set.feed.reach = max(ses.set.feed.reach, reach)
-	}
-}
-
-// record is the part of a key.Record that an edge needs: what is not named here
-// is skipped, which makes the load of a million keys a good deal faster.
-type record struct {
-	ID           string         `json:"id"`
-	OrgID        string         `json:"org_id"`
-	Name         string         `json:"name"`
-	Hash         string         `json:"hash"`
-	Environment  string         `json:"environment"`
-	Scopes       []string       `json:"scopes"`
-	Status       string         `json:"status"`
-	AllowedCIDRs []netip.Prefix `json:"allowed_cidrs"`
-	ExpiresAt    *time.Time     `json:"expires_at"`
-}
-
-func (r *record) full() key.Record {
-	return key.Record{
-		ID: r.ID, OrgID: r.OrgID, Name: r.Name, Hash: r.Hash, Environment: r.Environment, Scopes: r.Scopes,
-		Status: r.Status, AllowedCIDRs: r.AllowedCIDRs, ExpiresAt: r.ExpiresAt,
 	}
 }

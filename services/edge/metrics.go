@@ -18,6 +18,7 @@ type metrics struct {
 	decisions map[string]prometheus.Counter
 	drops     map[string]*drop
 	published prometheus.Counter
+	retries   prometheus.Counter
 	ingested  map[string]prometheus.Counter
 	reloads   map[string]prometheus.Counter
 	backlog   func() (events int, bytes int64)
@@ -66,7 +67,10 @@ func newMetrics() *metrics {
 	m.published = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "latchkey_edge_events_published_total", Help: "Usage events of decisions that JetStream has stored.",
 	})
-	m.all = append(m.all, m.published)
+	m.retries = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "latchkey_edge_publish_retries_total", Help: "Times that publishing began again because JetStream refused a frame, did not answer or was away.",
+	})
+	m.all = append(m.all, m.published, m.retries)
 	return m
 }
 

@@ -207,10 +207,11 @@ type sent struct {
 
 // sendLoop publishes the store's frames in order. Whenever one fails it begins
 // again at the first that is not acknowledged: what arrived already is known to
-// JetStream by its message id.
+// JetStream by its message id. It does so with one frame alone, because a stream
+// that was full and takes messages again could otherwise take the last of many first.
 func (o *outbox) sendLoop(ctx context.Context) {
 	var flying []sent
-	wait := time.Duration(0)
+	window, wait := o.opts.window, time.Duration(0)
 	states := o.nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED)
 	defer o.nc.RemoveStatusListener(states)
 	for {
@@ -222,20 +223,25 @@ func (o *outbox) sendLoop(ctx context.Context) {
 			case <-states:
 			}
 		}
-		err := o.fill(&flying)
+		stored := false
+		err := o.fill(&flying, window)
 		if err == nil {
-			err = o.settle(ctx, states, &flying)
+			stored, err = o.settle(ctx, states, &flying, window)
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		if err == nil {
 			wait = 0
+			if stored {
+				window = o.opts.window
+			}
 			continue
 		}
 		o.log.Debug("publish usage events, trying again", "error", err)
 		wait = min(max(2*wait, 20*time.Millisecond), 2*time.Second)
-		flying = flying[:0]
+		o.metrics.retries.Inc()
+		flying, window = flying[:0], 1
 		o.store.rewind()
 	}
 }
@@ -243,8 +249,8 @@ func (o *outbox) sendLoop(ctx context.Context) {
 var errAway = errors.New("NATS is away")
 
 // fill publishes frames until the window is full or the store is empty.
-func (o *outbox) fill(flying *[]sent) error {
-	for len(*flying) < o.opts.window {
+func (o *outbox) fill(flying *[]sent, window int) error {
+	for len(*flying) < window {
 		if !o.nc.IsConnected() {
 			return errAway
 		}
@@ -277,39 +283,40 @@ func (o *outbox) unreadable(err error) {
 	o.log.Error("read spool, the rest of the segment is given up", "frames", frames, "error", err)
 }
 
-// settle waits for the first acknowledgment, or for something to publish.
-func (o *outbox) settle(ctx context.Context, states <-chan nats.Status, flying *[]sent) error {
+// settle waits for the first acknowledgment, or for something to publish. It
+// reports whether a frame was stored.
+func (o *outbox) settle(ctx context.Context, states <-chan nats.Status, flying *[]sent, window int) (bool, error) {
 	if len(*flying) == 0 {
 		select {
 		case <-ctx.Done():
 		case <-o.fresh:
 		case <-states:
 		}
-		return nil
+		return false, nil
 	}
 	fresh := o.fresh
-	if len(*flying) >= o.opts.window {
+	if len(*flying) >= window {
 		fresh = nil
 	}
 	first := (*flying)[0]
 	select {
 	case <-ctx.Done():
-		return nil
+		return false, nil
 	case <-fresh:
-		return nil
+		return false, nil
 	case s := <-states:
 		if s != nats.CONNECTED {
-			return errAway
+			return false, errAway
 		}
-		return nil
+		return false, nil
 	case err := <-first.future.Err():
-		return fmt.Errorf("store frame: %w", err)
+		return false, fmt.Errorf("store frame: %w", err)
 	case <-first.future.Ok():
 	}
 	o.store.release()
 	o.metrics.published.Add(float64(first.frame.Events))
 	*flying = append((*flying)[:0], (*flying)[1:]...)
-	return nil
+	return true, nil
 }
 
 // drained reports whether everything that was taken is stored in JetStream.

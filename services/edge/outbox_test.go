@@ -218,7 +218,8 @@ func TestOverflowIsCounted(t *testing.T) {
 	}
 }
 
-// TestStreamFull: a stream that refuses is waited for, and nothing is dropped.
+// TestStreamFull: a stream that refuses is waited for, nothing is dropped, and
+// the order is kept, though many frames are on their way at once.
 func TestStreamFull(t *testing.T) {
 	t.Parallel()
 	srv := newServer(t)
@@ -232,10 +233,13 @@ func TestStreamFull(t *testing.T) {
 	if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	o, _ := testOutbox(t, nc, nil)
+	o, m := testOutbox(t, nc, nil)
 	for i := range 100 {
 		o.Enqueue(numbered("key_1", i))
 		o.flush()
+		if i == 1 {
+			eventually(t, "refusal", func() bool { return testutil.ToFloat64(m.retries) > 0 })
+		}
 	}
 	cfg.MaxMsgs = -1
 	if _, err := js.UpdateStream(t.Context(), cfg); err != nil {

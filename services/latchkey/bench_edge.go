@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/latchkey-dev/latchkey/services/edge"
+	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/natsd"
 )
 
@@ -61,7 +62,7 @@ func benchEdge(ctx context.Context, o edge.BenchOptions) (edge.BenchReport, erro
 		return edge.BenchReport{}, err
 	}
 	defer srv.Shutdown()
-	nc, err := srv.Connect("bench")
+	nc, err := bus.Connect(srv.ClientURL(), "bench") // as an edge of its own does
 	if err != nil {
 		return edge.BenchReport{}, err
 	}
