@@ -25,7 +25,7 @@ import (
 
 // frozenSeeds are the seeds of the published figures. No parameter was chosen by
 // looking at them.
-var frozenSeeds = []uint64{9001, 9002}
+var frozenSeeds = []uint64{7101, 7102}
 
 type detectFlags struct {
 	speed   bool

@@ -2,7 +2,6 @@ package trial
 
 import (
 	"bufio"
-	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
@@ -73,7 +72,7 @@ func readWords(path string) ([]string, error) {
 }
 
 // Masquerade runs the data through the engine (a command is a route, a block a
-// day) at several budgets, and through the Dirichlet model at several false-alarm rates.
+// day) at several budgets, and through the Dirichlet model at several thresholds.
 func Masquerade(dir string, budgets []float64) ([]Masquerades, error) {
 	users, err := loadMasquerade(dir)
 	if err != nil {
@@ -136,44 +135,68 @@ func (c *confusion) into(m Masquerades) Masquerades {
 // masqueradeDirichlet is the Bayes factor per command of the user's own Dirichlet
 // posterior, with the population as its prior, against the population's: naive Bayes
 // with updating (Maxion & Townsend 2002) in the form of DESIGN's proposal. A
-// block that is not flagged teaches.
+// block that is not flagged teaches. The threshold comes from the clean blocks alone: it
+// is what the given part of the second half of them exceeds, each judged by those before.
 func masqueradeDirichlet(users []typist) []Masquerades {
+	var clean []float64
+	for i, u := range users {
+		m := newShell(users, i)
+		for b, block := range u.blocks[:cleanBlocks] {
+			if b >= cleanBlocks/2 {
+				clean = append(clean, m.foreignness(block))
+			}
+			m.teach(block)
+		}
+	}
+	slices.Sort(clean)
 	var out []Masquerades
-	for _, limit := range []float64{-0.4, -0.6, -0.8, -1, -1.2, -1.5, -2} {
+	for _, part := range []float64{0.001, 0.002, 0.005, 0.01, 0.013, 0.02} {
+		limit := clean[len(clean)-1-int(part*float64(len(clean)))]
 		var c confusion
 		for i, u := range users {
-			others, total := population(users, i)
-			own, n := map[string]float64{}, 0.0
-			teach := func(block []string) {
-				for _, w := range block {
-					own[w]++
-					n++
-				}
-			}
+			m := newShell(users, i)
 			for _, block := range u.blocks[:cleanBlocks] {
-				teach(block)
+				m.teach(block)
 			}
 			for b, block := range u.blocks[cleanBlocks:] {
-				x := foreignness(block, own, n, others, total)
-				flagged := x > -limit
+				flagged := m.foreignness(block) > limit
 				c.count(flagged, u.foreign[b])
 				if !flagged {
-					teach(block)
+					m.teach(block)
 				}
 			}
 		}
-		out = append(out, c.into(Masquerades{Name: fmt.Sprintf("Dirichlet, at %.1f nats a command", -limit)}))
+		out = append(out, c.into(Masquerades{Name: fmt.Sprintf("Dirichlet, threshold of %.1f %% of the clean blocks", 100*part)}))
 	}
-	slices.SortStableFunc(out, func(a, b Masquerades) int { return cmp.Compare(a.False, b.False) })
 	return out
 }
 
-func foreignness(block []string, own map[string]float64, n float64, others map[string]float64, total float64) float64 {
+// shell is what is known of a user's commands and of all others'.
+type shell struct {
+	own, others map[string]float64
+	n, total    float64
+}
+
+func newShell(users []typist, user int) *shell {
+	m := &shell{own: map[string]float64{}}
+	m.others, m.total = population(users, user)
+	return m
+}
+
+func (m *shell) teach(block []string) {
+	for _, w := range block {
+		m.own[w]++
+		m.n++
+	}
+}
+
+// foreignness is the mean log Bayes factor of a block's commands against the user.
+func (m *shell) foreignness(block []string) float64 {
 	const strength, vocabulary = 20.0, 900.0
 	sum := 0.0
 	for _, w := range block {
-		base := (others[w] + 0.1) / (total + 0.1*vocabulary)
-		sum += math.Log(base / ((own[w] + strength*base) / (n + strength)))
+		base := (m.others[w] + 0.1) / (m.total + 0.1*vocabulary)
+		sum += math.Log(base / ((m.own[w] + strength*base) / (m.n + strength)))
 	}
 	return sum / float64(len(block))
 }
