@@ -76,6 +76,7 @@ func (e *Engine) Decode(keyID string, data []byte) error {
 		return errors.New("decode baseline: cut short or followed by more")
 	}
 	p.strict = strictness(e.opts, p.org.Value(), keyID)
+	p.planMix()
 	e.keys.put(keyID, p)
 	return nil
 }
@@ -179,6 +180,7 @@ func (e *Engine) Inherit(child, parent string) {
 		return
 	}
 	p := &profile{state: from.state, org: from.org, parent: parent, names: from.names, strict: strictness(e.opts, from.org.Value(), child)}
+	p.planMix()
 	p.Past, p.PastAt, p.Revoked, p.RevokedAt = [pastEpisodes]pastEpisode{}, 0, 0, 0
 	p.Recent = [recentEvents]uint32{}
 	e.keys.put(child, p)

@@ -68,6 +68,8 @@ type profile struct {
 	keyID string
 	// strict is ln(default budget / this key's budget): what scores must rise by.
 	strict float64
+	// mixBase is what planMix makes of it, for the hour in hand.
+	mixBase float64
 	state
 	org     unique.Handle[string]
 	parent  string

@@ -44,7 +44,9 @@ type route struct {
 	Day      uint16
 	// Strange is 1 for a route that came after the learning time, 2 where its area
 	// was new too.
-	Strange uint16
+	Strange uint8
+	// Peak is the most requests that an hour brought, packed by packPeak.
+	Peak uint8
 }
 
 const (
@@ -54,6 +56,10 @@ const (
 	mixMemory    = 400  // hours of use
 	mixMost      = 66.0 // most that a route is taken to rise
 	mixOfferings = 0.5  // share of a route under the alternative
+	mixCloser    = 17.0 // days until a known area alarms alone: what comes twice a month was seen
+	mixBatch     = 10   // requests an hour from which a peak was a batch
+	mixStranger  = 0.75 // of the need, for a route whose like never came before
+	mixFewest    = 3    // requests to a route, at the least, that alarm
 )
 
 // judgeRoute is a sequential Bayes factor per route: under the key's own habits
@@ -74,56 +80,86 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 	p.InHour++
 	r.Day = uint16(p.Hour / 24)
 	p.otherEvidence(at)
-	if float64(r.Share) >= mixCommon || p.MixHours < 3 {
+	if float64(r.Share) >= mixCommon || p.MixHours < 3 || r.batched() {
 		return
 	}
 	step, _ := p.mixSteps(r)
 	if r.Strange == 1 {
 		step *= 0.75 // its area is known
 	}
-	r.Evidence = float32(min(float64(r.Evidence)+step, 1e3))
+	r.Evidence = float32(min(float64(r.Evidence)+min(step, p.mixBase/mixFewest), 1e3))
 	p.Stirred |= 1 << at
-	if p.ageDays(j.now) < mixLearning {
-		p.MixTail.see(float64(r.Evidence) / 2)
+	age := p.ageDays(j.now)
+	if age < mixLearning {
+		p.MixTail.see(min(float64(r.Evidence), mixOutlier*p.mixBase) / 2)
 		return
 	}
-	p.MixTail.see(float64(r.Evidence))
-	if float64(r.Evidence) < p.leastMixNeed()/2 {
-		return
+	p.MixTail.see(min(float64(r.Evidence), mixOutlier*p.mixBase))
+	if float64(r.Evidence) < p.mixBase*mixStranger/2 {
+		return // mixNeed is more, and spared its logarithms
 	}
 	need := p.mixNeed(r)
 	if v := float64(r.Evidence); v >= need/2 {
 		p.Turned = uint32(at)
-		j.add(triggerMix, alarm*v/need)
+		score := alarm * v / need
+		if age < mixCloser && r.Strange < 2 {
+			score = min(score, 0.8*alarm)
+		}
+		j.add(triggerMix, score)
 		if v >= need && p.Alarmed&2 == 0 {
 			r.Share, r.Evidence = 0.3, 0 // told once, adopted
 		}
 	}
 }
 
-// mixNeed is the evidence that a route must gather. Page's sum passes h by chance
-// about once in exp(h) requests, so a key with many requests and routes needs more.
-func (p *profile) mixNeed(r *route) float64 {
+// batched reports whether an earlier hour brought the route about as often: a
+// backfill that comes again is no turn.
+func (r *route) batched() bool {
+	peak := peaks[r.Peak]
+	return peak >= mixBatch && float32(r.Count) <= 1.5*peak
+}
+
+// packPeak keeps a count in a byte, to 9 %.
+func packPeak(n uint32) uint8 { return uint8(min(math.Round(8*math.Log2(float64(n)+1)), 255)) }
+
+// peaks are the counts that packPeak keeps.
+var peaks = func() (t [256]float32) {
+	for i := range t {
+		t[i] = float32(math.Exp2(float64(i)/8) - 1)
+	}
+	return t
+}()
+
+// mixOutlier bounds what one day can add to a key's own threshold, in thresholds.
+const mixOutlier = 1.3
+
+// planMix sets mixBase. Page's sum passes h about once in exp(h) requests by chance
+// alone, so a key with many requests and routes needs more.
+func (p *profile) planMix() {
 	perMonth := 0.01 * math.Exp(-p.strict)
 	chances := 720*float64(p.Level) + 10
-	need := max(math.Log(5*chances/perMonth), p.MixTail.light(perMonth/10, 1), p.MixTail.heavy(perMonth/10, 0.2))
+	p.mixBase = max(math.Log(5*chances/perMonth), mixFewest)
+}
+
+// mixNeed is the evidence that a route must gather, of a key whose own days are what
+// MixTail says.
+func (p *profile) mixNeed(r *route) float64 {
+	perMonth := 0.01 * math.Exp(-p.strict)
+	need := max(p.mixBase, p.MixTail.light(perMonth/10, 1), p.MixTail.heavy(perMonth/10, 0.2))
 	if r.Strange == 2 {
-		need *= 0.75 // that its like never came before was no chance
+		need *= mixStranger // that its like never came before was no chance
 	}
 	return need
 }
-
-// leastMixNeed is never more than mixNeed (a key without requests), and spares nearly
-// all requests its logarithms.
-func (p *profile) leastMixNeed() float64 { return 0.999 * 0.75 * (leastChances + p.strict) }
-
-var leastChances = math.Log(5 * 10 / 0.01)
 
 // mixSteps is the log-likelihood ratio of a request to the route, and the loss by
 // one elsewhere, under an alternative with half of the requests or mixMost times p.
 func (p *profile) mixSteps(r *route) (here, elsewhere float64) {
 	prob := p.routeShare(r)
 	q := min(mixOfferings, prob*mixMost)
+	if r.Strange == 1 {
+		q = mixOfferings // one more endpoint of a known area is a turn only if it takes over
+	}
 	return math.Log(q / prob), math.Log((1 - prob) / (1 - q))
 }
 
@@ -160,10 +196,10 @@ func (p *profile) addRoute(f *folded) int {
 			worst, at = worth, i
 		}
 	}
-	newArea := !touch(p.Areas[:], f.areaHash, day)
+	newArea := p.newArea(f.areaHash, day)
 	share := p.NewRoute.rate(priorRoute)
 	p.Fresh |= 1
-	strange := uint16(1)
+	strange := uint8(1)
 	if newArea {
 		share = min(share, p.NewArea.rate(priorRoute))
 		p.Fresh |= 2
@@ -175,6 +211,16 @@ func (p *profile) addRoute(f *folded) int {
 	p.Routes[at] = route{Hash: f.hash, Share: float32(share * 0.2), Day: uint16(day), Strange: strange}
 	p.names[at] = unique.Make(f.name)
 	return at
+}
+
+// newArea reports whether an area is new, or has been so since earlier today, and notes it.
+func (p *profile) newArea(hash uint64, day uint32) bool {
+	for i := range p.Areas {
+		if a := &p.Areas[i]; a.Key == hash && a.Weight == 1 && a.Day == day {
+			return true
+		}
+	}
+	return !touch(p.Areas[:], hash, day)
 }
 
 // otherEvidence takes from every other route's evidence what a request elsewhere says.
@@ -207,6 +253,7 @@ func (p *profile) closeRoutes() {
 		if r.Count > 0 && r.Strange > 0 && r.Evidence <= 0 {
 			r.Strange = 0 // it has come and gone without a stir: merely rare
 		}
+		r.Peak = max(r.Peak, packPeak(r.Count))
 		r.Count = 0
 	}
 	p.NewRoute.trial(p.Fresh&1 != 0)
@@ -228,7 +275,7 @@ func (p *profile) mixWords() (observed, usual string) {
 	return observed, strings.Join(parts, ", ")
 }
 
-func never(strange uint16) string {
+func never(strange uint8) string {
 	if strange > 0 {
 		return "never used by this key before"
 	}

@@ -266,6 +266,7 @@ func (p *profile) evidenceAlone(c, lambda float64) float64 {
 
 // plan computes what the hour that begins may hold.
 func (p *profile) plan() {
+	p.planMix()
 	lambda := p.slotRate(p.Hour)
 	p.Lambda, p.Need = float32(lambda), 0
 	p.CountAlarm, p.BinAlarm, p.StartsAlarm = math.MaxUint32, math.MaxUint32, math.MaxUint32
