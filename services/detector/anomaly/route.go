@@ -60,6 +60,7 @@ const (
 	mixBatch     = 10   // requests an hour from which a peak was a batch
 	mixStranger  = 0.75 // of the need, for a route whose like never came before
 	mixFewest    = 3    // requests to a route, at the least, that alarm
+	mixKept      = 0.7  // of the evidence, from hour to hour: what comes now and then is no turn
 )
 
 // judgeRoute is a sequential Bayes factor per route: under the key's own habits
@@ -85,7 +86,7 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 	}
 	step, _ := p.mixSteps(r)
 	if r.Strange == 1 {
-		step *= 0.75 // its area is known
+		step *= 0.6 // its area is known
 	}
 	r.Evidence = float32(min(float64(r.Evidence)+min(step, p.mixBase/mixFewest), 1e3))
 	p.Stirred |= 1 << at
@@ -236,11 +237,12 @@ func (p *profile) otherEvidence(but int) {
 	}
 }
 
-// closeRoutes learns the hours that ended.
-func (p *profile) closeRoutes() {
+// closeRoutes learns the hour of use that ended, so many hours ago.
+func (p *profile) closeRoutes(ago int64) {
 	if p.InHour == 0 {
 		return
 	}
+	kept := float32(math.Pow(mixKept, float64(ago)))
 	p.MixHours = min(p.MixHours+1, mixMemory)
 	rate := 1 / float64(p.MixHours)
 	for i := range p.Routes {
@@ -250,7 +252,11 @@ func (p *profile) closeRoutes() {
 		}
 		part := float64(r.Count) / float64(p.InHour)
 		r.Share += float32(rate * (part - float64(r.Share)))
-		if r.Count > 0 && r.Strange > 0 && r.Evidence <= 0 {
+		if r.Evidence *= kept; r.Evidence < 1 {
+			r.Evidence = 0
+			p.Stirred &^= 1 << i
+		}
+		if r.Count > 0 && r.Strange > 0 && r.Evidence == 0 {
 			r.Strange = 0 // it has come and gone without a stir: merely rare
 		}
 		r.Peak = max(r.Peak, packPeak(r.Count))

@@ -144,6 +144,7 @@ func (p *profile) advance(now int64) {
 	if hour == p.Hour {
 		return
 	}
+	ago := hour - p.Hour
 	const longest = 24 * 28 // hours of silence that are learned from one by one
 	if hour-p.Hour > longest {
 		p.closeHour()
@@ -154,7 +155,7 @@ func (p *profile) advance(now int64) {
 		p.Hour++
 		p.Count, p.Starts = 0, 0
 	}
-	p.closeRoutes()
+	p.closeRoutes(ago)
 	p.Bin = now / int64(10*time.Minute)
 	p.BinCount = 0
 	p.plan()
