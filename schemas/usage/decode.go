@@ -238,8 +238,10 @@ func (t *interner) text(field int, b []byte) string {
 	}
 	s, ok := t.known[string(b)]
 	if !ok {
-		if t.known == nil || len(t.known) >= maxInterned {
+		if t.known == nil {
 			t.known = make(map[string]string, 64)
+		} else if len(t.known) >= maxInterned {
+			clear(t.known) // keeps its room: paths with ids in them fill it all the time
 		}
 		s = string(b)
 		t.known[s] = s
