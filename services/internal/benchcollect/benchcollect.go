@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -281,6 +282,30 @@ func (b *bench) database(ctx context.Context, name string) (*store.Store, error)
 	return db, nil
 }
 
+// calm waits until what the steps before left behind is done, merges and dirty
+// pages, so that no step pays for another.
+func (b *bench) calm(ctx context.Context, db *store.Store) error {
+	for range 300 {
+		var merges uint64
+		if err := db.Conn.QueryRow(ctx, "SELECT count() FROM system.merges").Scan(&merges); err != nil {
+			return fmt.Errorf("count merges: %w", err)
+		}
+		if merges == 0 {
+			break
+		}
+		pause(ctx, 100*time.Millisecond)
+	}
+	syscall.Sync()
+	return ctx.Err()
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
 // bareInsert writes the same rows into the same tables, from blocks that are
 // made beforehand, as many inserts at once as the collector has.
 func (b *bench) bareInsert(ctx context.Context) error {
@@ -310,6 +335,9 @@ func (b *bench) bareInsert(ctx context.Context) error {
 				}
 			}
 		})
+	}
+	if err := b.calm(ctx, db); err != nil {
+		return err
 	}
 	began, n := time.Now(), 0
 	for i := 0; n < b.opts.Events; i++ {
@@ -355,6 +383,9 @@ func (b *bench) collect(ctx context.Context, database string, n int) (time.Durat
 		return 0, err
 	}
 	defer db.Close()
+	if err := b.calm(ctx, db); err != nil {
+		return 0, err
+	}
 	var cfg collector.Config
 	if err := run.LoadFrom(&cfg, map[string]string{"LATCHKEY_CLICKHOUSE_URL": b.url(database)}); err != nil {
 		return 0, err
@@ -463,6 +494,9 @@ func (b *bench) naive(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
+	if err := b.calm(ctx, db); err != nil {
+		return err
+	}
 	in := db.Inserter()
 	defer in.Close()
 	block := rows.New()

@@ -38,6 +38,7 @@ type world struct {
 	js         jetstream.JetStream
 	db         *store.Store
 	dir        func() string
+	partitions int
 
 	accepted atomic.Int64
 	batches  atomic.Int64
@@ -48,15 +49,21 @@ type world struct {
 // a proxy, and two collectors.
 func newWorld(t *testing.T, servers int) *world {
 	t.Helper()
-	return newWorldIn(t, servers, t.TempDir)
+	return newWorldIn(t, layout{servers: servers, partitions: 4, collectors: 2, flush: 100 * time.Millisecond, dir: t.TempDir})
 }
 
-// newWorldIn has the servers' streams in directories of the caller's.
-func newWorldIn(t *testing.T, servers int, dir func() string) *world {
+// layout says how large a world is, and where its servers' streams lie.
+type layout struct {
+	servers, partitions, collectors int
+	flush                           time.Duration
+	dir                             func() string
+}
+
+func newWorldIn(t *testing.T, l layout) *world {
 	t.Helper()
-	w := &world{t: t, engine: enginetest.StartOwn(t), dir: dir}
+	w := &world{t: t, engine: enginetest.StartOwn(t), dir: l.dir, partitions: l.partitions}
 	w.proxy = newProxy(t, w.engine.NativeAddr())
-	urls := w.startServers(servers)
+	urls := w.startServers(l.servers)
 	var err error
 	if w.nc, err = connect(urls); err != nil {
 		t.Fatal(err)
@@ -66,7 +73,7 @@ func newWorldIn(t *testing.T, servers int, dir func() string) *world {
 		t.Fatal(err)
 	}
 	w.eventually("create the streams", func(ctx context.Context) error {
-		return bus.Ensure(ctx, w.js, bus.Config{Replicas: servers, Partitions: 4})
+		return bus.Ensure(ctx, w.js, bus.Config{Replicas: l.servers, Partitions: l.partitions})
 	})
 	if w.db, err = store.Open(t.Context(), w.engine.URL("latchkey")); err != nil {
 		t.Fatal(err)
@@ -75,9 +82,9 @@ func newWorldIn(t *testing.T, servers int, dir func() string) *world {
 	if _, err := w.db.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
-		w.collectors = append(w.collectors, start(t, "collector", "LATCHKEY_NATS_URL="+urls, fmt.Sprintf("CHAOS_REPLICAS=%d", servers),
-			"LATCHKEY_CLICKHOUSE_URL=clickhouse://"+w.proxy.addr()+"/latchkey", "LATCHKEY_COLLECTOR_FLUSH_INTERVAL=100ms",
+	for range l.collectors {
+		w.collectors = append(w.collectors, start(t, "collector", "LATCHKEY_NATS_URL="+urls, fmt.Sprintf("CHAOS_REPLICAS=%d", l.servers),
+			"LATCHKEY_CLICKHOUSE_URL=clickhouse://"+w.proxy.addr()+"/latchkey", "LATCHKEY_COLLECTOR_FLUSH_INTERVAL="+l.flush.String(),
 			"LATCHKEY_COLLECTOR_INSERT_TIMEOUT=10s"))
 	}
 	return w
@@ -129,7 +136,7 @@ func (w *world) eventually(what string, try func(context.Context) error) {
 // load publishes until ctx is done; what Publish did not confirm is published
 // again until it does, as a careful gateway would.
 func (w *world) load(ctx context.Context) {
-	p, err := publisher.New(w.t.Context(), w.nc, publisher.Options{Partitions: 4, AckTimeout: time.Second})
+	p, err := publisher.New(w.t.Context(), w.nc, publisher.Options{Partitions: w.partitions, AckTimeout: time.Second})
 	if err != nil {
 		w.t.Errorf("publisher: %v", err)
 		return
@@ -170,7 +177,7 @@ func (w *world) publishPoison() {
 	}
 	b := bodies[rand.IntN(len(bodies))]
 	_ = w.nc.PublishMsg(&nats.Msg{
-		Subject: usage.Subject(rand.IntN(4)), Header: nats.Header{"Content-Type": {b.contentType}}, Data: []byte(b.body),
+		Subject: usage.Subject(rand.IntN(w.partitions)), Header: nats.Header{"Content-Type": {b.contentType}}, Data: []byte(b.body),
 	})
 	w.poison.Add(1)
 }
@@ -206,7 +213,7 @@ func (w *world) settle() {
 
 // describe shows where the consumers are.
 func (w *world) describe() {
-	for p := range 4 {
+	for p := range w.partitions {
 		if c, err := w.js.Consumer(w.t.Context(), bus.Usage, bus.ConsumerName(bus.Collector, p)); err == nil {
 			info := c.CachedInfo()
 			w.t.Logf("partition %d: delivered %+v, floor %+v, pending %d, unacknowledged %d, waiting %d, %+v, %+v",
@@ -218,7 +225,7 @@ func (w *world) describe() {
 func (w *world) waiting() (n uint64, err error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
 	defer cancel()
-	for p := range 4 {
+	for p := range w.partitions {
 		c, err := w.js.Consumer(ctx, bus.Usage, bus.ConsumerName(bus.Collector, p))
 		if err != nil {
 			return 0, err
@@ -298,6 +305,43 @@ func TestOutage(t *testing.T) {
 	w.verify()
 }
 
+// TestMemory gives all partitions to one collector, takes ClickHouse away while a
+// third of the events comes, and looks at the most memory that it ever had.
+func TestMemory(t *testing.T) {
+	t.Parallel()
+	w := newWorldIn(t, layout{servers: 1, partitions: bus.DefaultPartitions, collectors: 1, flush: time.Second, dir: t.TempDir})
+	events := int64(300_000)
+	if long {
+		events = 10_000_000
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() { w.load(ctx) })
+	}
+	until := func(n int64) {
+		for w.accepted.Load() < n && !t.Failed() {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	until(events / 3)
+	before := w.collectors[0].peakMemory()
+	w.proxy.down.Store(true)
+	w.proxy.cut()
+	until(2 * events / 3)
+	away := w.collectors[0].peakMemory()
+	w.proxy.down.Store(false)
+	until(events)
+	cancel()
+	wg.Wait()
+	w.verify()
+	peak := w.collectors[0].peakMemory()
+	t.Logf("peak memory %d MB before the outage, %d MB behind it, %d MB in the end", before>>20, away>>20, peak>>20)
+	if peak > 300<<20 {
+		t.Errorf("the collector had %d MB, want at most 300", peak>>20)
+	}
+}
+
 // TestFrozenOwner freezes a collector until the other one has its partitions,
 // and then lets it go on with what it had in hand.
 func TestFrozenOwner(t *testing.T) {
@@ -375,7 +419,7 @@ func TestFullDisk(t *testing.T) {
 		t.Skipf("mount a small disk: %v (needs root)", err)
 	}
 	t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() })
-	w := newWorldIn(t, 1, func() string { return dir })
+	w := newWorldIn(t, layout{servers: 1, partitions: 4, collectors: 2, flush: 100 * time.Millisecond, dir: func() string { return dir }})
 	// Nothing is consumed, so that the disk fills.
 	for _, c := range w.collectors {
 		c.kill()

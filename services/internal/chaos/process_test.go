@@ -83,7 +83,7 @@ func collectorMain(ctx context.Context) error {
 
 func busConfig() bus.Config {
 	n, _ := strconv.Atoi(os.Getenv("CHAOS_REPLICAS"))
-	return bus.Config{Replicas: max(n, 1), Partitions: 4}
+	return bus.Config{Replicas: max(n, 1), Partitions: 4} // an existing stream keeps its own
 }
 
 func natsMain(ctx context.Context) error {
@@ -147,6 +147,25 @@ func (p *process) signal(s os.Signal) {
 	if p.cmd.ProcessState == nil {
 		_ = p.cmd.Process.Signal(s)
 	}
+}
+
+// peakMemory is the most that the process ever had resident, in bytes.
+func (p *process) peakMemory() uint64 {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kb uint64
+		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kb); err == nil {
+			return kb << 10
+		}
+	}
+	p.t.Fatal("the system does not tell the peak of a process's memory")
+	return 0
 }
 
 // freeAddr is an address that nobody listens on right now, for processes that
