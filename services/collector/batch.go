@@ -59,6 +59,9 @@ type misplaced struct {
 
 func (b *batch) reset(r *rows.Block) {
 	r.Reset()
+	if cap(b.suspects) > 2*smallRows {
+		b.suspects = nil // each partition would keep that of its largest batch
+	}
 	*b = batch{
 		spare: r, months: b.months[:0], suspects: b.suspects[:0], dead: b.dead[:0], misplaced: b.misplaced[:0],
 		at: -1,

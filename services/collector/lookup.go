@@ -7,7 +7,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/latchkey-dev/latchkey/schemas/usage"
 )
@@ -21,8 +20,8 @@ type identity struct {
 func identityOf(ev *usage.Event) identity { return identity{ev.KeyID, ev.ID, ev.Time.UnixNano()} }
 
 // backfillSQL reads the hashes of the events that a partition has stored, as
-// seen.hash makes them.
-const backfillSQL = `SELECT bitXor(xxHash64(concat(key_id, '/', id)), toUInt64(toUnixTimestamp64Nano(time)))
+// seen.hash makes them, and their times.
+const backfillSQL = `SELECT bitXor(xxHash64(concat(key_id, '/', id)), toUInt64(toUnixTimestamp64Nano(time))), toUnixTimestamp64Nano(time)
 FROM usage_events WHERE partition = ? AND time >= fromUnixTimestamp64Nano(?)`
 
 // recall fills a filter with what ClickHouse holds of the partition: everything,
@@ -41,13 +40,13 @@ func (w *worker) recall(ctx context.Context) (*seen, error) {
 		return nil, fmt.Errorf("read stored events of partition %d: %w", w.p.Number, err)
 	}
 	defer rows.Close()
-	accepted := time.Now()
 	for rows.Next() {
 		var h uint64
-		if err := rows.Scan(&h); err != nil {
+		var ns int64
+		if err := rows.Scan(&h, &ns); err != nil {
 			return nil, fmt.Errorf("read stored event: %w", err)
 		}
-		s.add(mix(h), accepted)
+		s.add(mix(h), ns)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("read stored events of partition %d: %w", w.p.Number, err)

@@ -1,7 +1,7 @@
 package collector
 
 import (
-	"time"
+	"math"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -15,8 +15,8 @@ import (
 //
 // It keeps 31 bits of a hash in tables with linear probing, each twice as large
 // as the one before; when there are too many events the oldest table is dropped.
-// An event's time is at most [usage.MaxAhead] after it was accepted, so what was
-// dropped tells up to which event time something may be missing.
+// The latest event time in it tells up to where something may be missing: as
+// events come about in the order of their times, new ones are later than that.
 type seen struct {
 	tables []table // the newest is the last
 	n      int
@@ -30,8 +30,8 @@ type seen struct {
 type table struct {
 	slots []uint32
 	n     int
-	// until is when the latest of its events was accepted.
-	until time.Time
+	// latest is the greatest time of its events, in Unix nanoseconds.
+	latest int64
 }
 
 const (
@@ -57,15 +57,17 @@ func (s *seen) hash(ev *usage.Event) uint64 {
 }
 
 // testAndAdd tells whether an event may be there already, and notes it.
-func (s *seen) testAndAdd(ev *usage.Event, accepted time.Time) bool {
-	known := !s.add(s.hash(ev), accepted)
-	return known || ev.Time.UnixNano() < s.complete
+func (s *seen) testAndAdd(ev *usage.Event) bool {
+	ns := ev.Time.UnixNano()
+	known := !s.add(s.hash(ev), ns)
+	return known || ns < s.complete
 }
 
-// add notes a hash, or says false if it was there.
-func (s *seen) add(h uint64, accepted time.Time) bool {
+// add notes the hash of an event of a time, or says false if it was there.
+func (s *seen) add(h uint64, ns int64) bool {
 	for i := range s.tables {
-		if s.tables[i].has(h) {
+		if t := &s.tables[i]; t.has(h) {
+			t.latest = max(t.latest, ns)
 			return false
 		}
 	}
@@ -73,9 +75,7 @@ func (s *seen) add(h uint64, accepted time.Time) bool {
 		s.extend()
 	}
 	t := &s.tables[len(s.tables)-1]
-	if accepted.After(t.until) {
-		t.until = accepted
-	}
+	t.latest = max(t.latest, ns)
 	t.add(h)
 	s.n++
 	return true
@@ -87,11 +87,11 @@ func (s *seen) extend() {
 		size = min(2*len(s.tables[last].slots), maxSlots)
 	}
 	for len(s.tables) > 0 && s.n-s.tables[0].n >= maxSeen {
-		s.complete = max(s.complete, s.tables[0].until.Add(usage.MaxAhead).UnixNano())
+		s.complete = max(s.complete, s.tables[0].latest+1)
 		s.n -= s.tables[0].n
 		s.tables = append(s.tables[:0], s.tables[1:]...)
 	}
-	s.tables = append(s.tables, table{slots: make([]uint32, size)})
+	s.tables = append(s.tables, table{slots: make([]uint32, size), latest: math.MinInt64})
 }
 
 func (t *table) full() bool { return t.n >= len(t.slots)/4*3 }

@@ -229,7 +229,7 @@ func (w *worker) take(m *bus.Message) {
 			return
 		}
 		at.Index = uint32(i)
-		if w.seen.testAndAdd(ev, m.Time) {
+		if w.seen.testAndAdd(ev) {
 			b.suspects = append(b.suspects, suspect{*ev, at})
 			return
 		}

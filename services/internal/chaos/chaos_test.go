@@ -39,6 +39,7 @@ type world struct {
 	db         *store.Store
 	dir        func() string
 	partitions int
+	batch      int
 
 	accepted atomic.Int64
 	batches  atomic.Int64
@@ -49,19 +50,21 @@ type world struct {
 // a proxy, and two collectors.
 func newWorld(t *testing.T, servers int) *world {
 	t.Helper()
-	return newWorldIn(t, layout{servers: servers, partitions: 4, collectors: 2, flush: 100 * time.Millisecond, dir: t.TempDir})
+	return newWorldIn(t, layout{servers: servers, partitions: 4, collectors: 2, flush: 100 * time.Millisecond, batch: 45, dir: t.TempDir})
 }
 
 // layout says how large a world is, and where its servers' streams lie.
 type layout struct {
 	servers, partitions, collectors int
 	flush                           time.Duration
-	dir                             func() string
+	// batch is how many events are published at once, and up to ten times as many.
+	batch int
+	dir   func() string
 }
 
 func newWorldIn(t *testing.T, l layout) *world {
 	t.Helper()
-	w := &world{t: t, engine: enginetest.StartOwn(t), dir: l.dir, partitions: l.partitions}
+	w := &world{t: t, engine: enginetest.StartOwn(t), dir: l.dir, partitions: l.partitions, batch: l.batch}
 	w.proxy = newProxy(t, w.engine.NativeAddr())
 	urls := w.startServers(l.servers)
 	var err error
@@ -144,7 +147,7 @@ func (w *world) load(ctx context.Context) {
 	defer p.Close(context.Background())
 	for ctx.Err() == nil {
 		n := w.batches.Add(1)
-		events := make([]usage.Event, 50+rand.IntN(400))
+		events := make([]usage.Event, w.batch+rand.IntN(9*w.batch))
 		for i := range events {
 			events[i] = usage.Event{
 				Time: time.Now().UTC(), OrgID: "org_a", KeyID: fmt.Sprintf("key_%d", rand.IntN(60)), SourceIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}),
@@ -309,7 +312,7 @@ func TestOutage(t *testing.T) {
 // third of the events comes, and looks at the most memory that it ever had.
 func TestMemory(t *testing.T) {
 	t.Parallel()
-	w := newWorldIn(t, layout{servers: 1, partitions: bus.DefaultPartitions, collectors: 1, flush: time.Second, dir: t.TempDir})
+	w := newWorldIn(t, layout{servers: 1, partitions: bus.DefaultPartitions, collectors: 1, flush: time.Second, batch: 1000, dir: t.TempDir})
 	events := int64(300_000)
 	if long {
 		events = 10_000_000
@@ -419,7 +422,7 @@ func TestFullDisk(t *testing.T) {
 		t.Skipf("mount a small disk: %v (needs root)", err)
 	}
 	t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() })
-	w := newWorldIn(t, layout{servers: 1, partitions: 4, collectors: 2, flush: 100 * time.Millisecond, dir: func() string { return dir }})
+	w := newWorldIn(t, layout{servers: 1, partitions: 4, collectors: 2, flush: 100 * time.Millisecond, batch: 45, dir: func() string { return dir }})
 	// Nothing is consumed, so that the disk fills.
 	for _, c := range w.collectors {
 		c.kill()
