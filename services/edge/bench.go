@@ -288,8 +288,7 @@ func client(ctx context.Context, addr, secret string) (int64, error) {
 		return 0, fmt.Errorf("dial: %w", err)
 	}
 	defer conn.Close()
-	request := []byte("GET /auth HTTP/1.1\r\nHost: api.example.com\r\nAuthorization: Bearer " + secret +
-		"\r\nX-Forwarded-Method: POST\r\nX-Forwarded-Uri: /v1/orders/all?page=2\r\nX-Forwarded-For: 203.0.113.7\r\nUser-Agent: bench/1\r\n\r\n")
+	request := authRequest(secret)
 	in := bufio.NewReader(conn)
 	for n := int64(0); ; n++ {
 		if ctx.Err() != nil {
@@ -302,6 +301,12 @@ func client(ctx context.Context, addr, secret string) (int64, error) {
 			return n, err
 		}
 	}
+}
+
+// authRequest is what a gateway asks about one request.
+func authRequest(secret string) []byte {
+	return []byte("GET /auth HTTP/1.1\r\nHost: api.example.com\r\nAuthorization: Bearer " + secret +
+		"\r\nX-Forwarded-Method: POST\r\nX-Forwarded-Uri: /v1/orders/all?page=2\r\nX-Forwarded-For: 203.0.113.7\r\nUser-Agent: bench/1\r\n\r\n")
 }
 
 // readOK reads an answer without a body and demands that it is 200.
