@@ -23,6 +23,7 @@ func (b *budgets) of(orgID, keyID string) float64 {
 }
 
 func (b *budgets) setKey(id string, budget float64) (changed bool) { return b.set(b.keys, id, budget) }
+
 func (b *budgets) setOrg(id string, budget float64) (changed bool) { return b.set(b.orgs, id, budget) }
 
 func (b *budgets) set(of map[string]float64, id string, budget float64) (changed bool) {

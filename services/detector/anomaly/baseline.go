@@ -23,7 +23,7 @@ func (e *Engine) Baseline(keyID string) (baseline.Row, bool) {
 		Networks: []baseline.Share{}, ASNs: []baseline.Share{}, Countries: []baseline.Share{}, Routes: p.usualRoutes(routeSlots, -1),
 	}
 	for _, s := range shares(p.Prefixes[:], prefixSlots) {
-		row.Networks = append(row.Networks, share(prefixString(s.Key), s.Weight))
+		row.Networks = append(row.Networks, share(prefixFrom(s.Key).String(), s.Weight))
 	}
 	for _, s := range shares(p.Operators[:], opSlots) {
 		if s.Key&pseudo == 0 {

@@ -79,16 +79,16 @@ func prefixOf(a netip.Addr) uint64 {
 
 func isV4(prefix uint64) bool { return prefix>>56 == 4 }
 
-// prefixString writes a number of prefixOf as a prefix.
-func prefixString(prefix uint64) string {
+// prefixFrom is the prefix of a number of prefixOf.
+func prefixFrom(prefix uint64) netip.Prefix {
 	if isV4(prefix) {
 		var b [4]byte
 		binary.BigEndian.PutUint32(b[:], uint32(prefix<<8))
-		return netip.PrefixFrom(netip.AddrFrom4(b), 24).String()
+		return netip.PrefixFrom(netip.AddrFrom4(b), 24)
 	}
 	var b [16]byte
-	binary.BigEndian.PutUint64(b[:], prefix)
-	return netip.PrefixFrom(netip.AddrFrom16(b), 64).String()
+	binary.BigEndian.PutUint64(b[:8], prefix)
+	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
 }
 
 // locate finds an address's place; answers are kept per prefix.
@@ -108,7 +108,7 @@ func (e *Engine) locate(a netip.Addr) place {
 		l.Country = pseudo | uint64(region6(prefix))
 	}
 	if e.opts.Locate != nil {
-		at := e.opts.Locate(a)
+		at := e.opts.Locate(prefixFrom(prefix).Addr()) // whoever of the prefix came first
 		if at.ASN != 0 {
 			l.Operator, l.Known = uint64(sibling(at.ASN)), l.Known|operatorKnown
 		}
@@ -281,7 +281,7 @@ func sibling(asn uint32) uint32 {
 }
 
 func (l place) words(e *Engine) string {
-	parts := []string{prefixString(l.Prefix)}
+	parts := []string{prefixFrom(l.Prefix).String()}
 	if l.Known&countryKnown != 0 {
 		parts = append(parts, countryString(l.Country))
 	}
@@ -309,7 +309,7 @@ func (e *Engine) operatorString(op, prefix uint64) string {
 
 // addressIn is an address of a prefix.
 func addressIn(prefix uint64) netip.Addr {
-	a := netip.MustParsePrefix(prefixString(prefix)).Addr()
+	a := prefixFrom(prefix).Addr()
 	return a.Next()
 }
 
@@ -379,7 +379,7 @@ func (p *profile) usualCountries(but place) []string {
 	}
 	if len(out) == 0 {
 		for _, s := range shares(p.Prefixes[:], 3) {
-			out = append(out, prefixString(s.Key))
+			out = append(out, prefixFrom(s.Key).String())
 		}
 	}
 	return out
