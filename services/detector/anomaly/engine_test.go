@@ -116,3 +116,29 @@ func TestFourTriggers(t *testing.T) {
 		})
 	}
 }
+
+// An address of which the data say nothing is news like any other network, and makes
+// the countries that come after it no less so.
+func TestAHoleInTheDataCoversNobody(t *testing.T) {
+	t.Parallel()
+	f := &feed{Engine: New(Options{Locate: world})}
+	homes := []string{"84.1.1.9", "84.1.2.9", "84.2.3.9", "84.3.4.9"}
+	n := 0
+	for day := range 44 {
+		for i := range 81 {
+			if day%7 > 4 {
+				break // a weekend
+			}
+			at := start.AddDate(0, 0, day).Add(8*time.Hour + time.Duration(i)*400*time.Second)
+			f.send("k", at, homes[n/30%len(homes)], "GET", "/v1/users")
+			n++
+		}
+	}
+	at := start.AddDate(0, 0, 44).Add(2 * time.Hour)
+	for i, ip := range []string{"189.11.189.215", "145.1.1.1"} {
+		f.send("k", at.Add(time.Duration(i)*time.Minute), ip, "GET", "/v1/users")
+	}
+	if len(f.out) == 0 || f.out[0].Country != "NL" && f.out[0].SourceIP != netip.MustParseAddr("189.11.189.215") {
+		t.Errorf("a country after an address without one: %v", f.out)
+	}
+}

@@ -149,7 +149,9 @@ func (e *Engine) judgeNetwork(p *profile, ev *usage.Event, j *judgement) {
 	p.LastPrefix, p.LastVisit = prefix, p.Hour
 	p.NewPrefix.trial(!touch(p.Prefixes[:], l.Prefix, day))
 	p.NewCoarse.trial(!touch(p.Coarse[:], l.Coarse, day))
-	p.visitWide(l, day)
+	if !p.hole(l) {
+		p.visitWide(l, day)
+	}
 	if l.Hosting != 0 {
 		p.Hosted++
 	} else {
@@ -190,8 +192,8 @@ func (p *profile) strangeness(l place, now int64) float64 {
 	prob := p.NewPrefix.rate(priorNews)
 	knownOperator, knownCoarse := has(p.Operators[:], l.Operator), has(p.Coarse[:], l.Coarse)
 	switch {
-	case l.Known == 0 && p.located():
-		if knownCoarse { // the data have a hole here: it is no other country
+	case p.hole(l):
+		if knownCoarse {
 			return 0
 		}
 	case knownOperator && l.Hosting != 0: // where a cloud's network is said to be is no news
@@ -231,6 +233,10 @@ func (p *profile) strangeness(l place, now int64) float64 {
 func (l place) anywhere() bool {
 	return l.Known&countryKnown == 0 && byte(l.Country) == mixedRegion
 }
+
+// hole reports whether data that know the key's networks say nothing of a place: it
+// is no other country or operator, and makes none that follows less of a surprise.
+func (p *profile) hole(l place) bool { return l.Known == 0 && p.located() }
 
 // located reports whether data named the place of any network of the key.
 func (p *profile) located() bool {
