@@ -169,10 +169,12 @@ var errAmbiguous = errors.New("path can be read in more than one way")
 // cleanPath is the path of a request target as an upstream will most likely read
 // it: decoded, without query. A path that gateways and upstreams are known to
 // read differently (dot segments, encoded or backward slashes, control
-// characters) is refused: what is checked here must be what is served there.
+// characters, a fragment, which no request has) is refused: what is checked here must be what is served there.
 func cleanPath(target string) (string, error) {
 	target, _, _ = strings.Cut(target, "?")
-	target, _, _ = strings.Cut(target, "#")
+	if strings.Contains(target, "#") {
+		return "", errAmbiguous
+	}
 	if isPlain(target) {
 		return target, nil
 	}
