@@ -7,8 +7,10 @@ local identity = {
     "x-latchkey-route", "x-latchkey-client-ip", "x-latchkey-deny-reason",
 }
 
--- The headers with which a client could speak for the gateway.
-local gateways = {
+-- What does not reach the upstream: the secret, and the headers with which a
+-- client could speak for the gateway.
+local dropped = {
+    ["authorization"] = true, ["x-api-key"] = true,
     ["x-original-method"] = true, ["x-original-uri"] = true, ["x-forwarded-method"] = true, ["x-forwarded-uri"] = true,
     ["x-forwarded-host"] = true, ["x-required-scope"] = true,
 }
@@ -23,8 +25,8 @@ local function values(list)
 end
 
 core.register_action("latchkey", { "http-req" }, function(txn, edge)
-    local headers = {}
-    for name, list in pairs(txn.http:req_get_headers()) do
+    local sent, headers = txn.http:req_get_headers(), {}
+    for name, list in pairs(sent) do
         if wanted[name] then headers[name] = values(list) end
     end
     local forwarded = headers["x-forwarded-for"] or {}
@@ -48,11 +50,12 @@ core.register_action("latchkey", { "http-req" }, function(txn, edge)
     txn:set_var("txn.latchkey_status", status)
 
     -- Whatever the answer: no identity but the edge's, and no secret beyond here.
+    -- Many applications cannot tell X_Latchkey_Key_Id from X-Latchkey-Key-Id.
+    for name in pairs(sent) do
+        local folded = name:lower():gsub("[^a-z0-9]", "-")
+        if dropped[folded] or folded:find("^x%-latchkey%-") then txn.http:req_del_header(name) end
+    end
     for _, name in ipairs(identity) do
-        txn.http:req_del_header(name)
         if status == 200 and value(name) ~= "" then txn.http:req_set_header(name, value(name)) end
     end
-    for name in pairs(gateways) do txn.http:req_del_header(name) end
-    txn.http:req_del_header("authorization")
-    txn.http:req_del_header("x-api-key")
 end, 1)
