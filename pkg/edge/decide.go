@@ -2,6 +2,7 @@ package edge
 
 import (
 	"encoding/binary"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -114,7 +115,8 @@ type Edge struct {
 	keys    *Keyset
 	opts    Options
 	denials *limiter
-	plain   bool // there are no peppers
+	header  string // Options.Header in canonical form
+	plain   bool   // there are no peppers
 }
 
 // New makes an edge that decides by keys. [Keyset.Watch] must be running, or
@@ -128,7 +130,7 @@ func New(keys *Keyset, opts Options) *Edge {
 	}
 	const probe = "any text"
 	return &Edge{
-		keys: keys, opts: opts, denials: newLimiter(opts.Denials),
+		keys: keys, opts: opts, denials: newLimiter(opts.Denials), header: http.CanonicalHeaderKey(opts.Header),
 		plain: opts.Hasher.Len() == 1 && opts.Hasher.Sum(probe) == apikey.Sum(probe),
 	}
 }

@@ -161,6 +161,9 @@ func TestRequireScope(t *testing.T) {
 	good, revoked := newSecret(t), newSecret(t)
 	gone := testRecord("key_2", revoked, "orders:write")
 	gone.Status = key.Revoked
+	elsewhere := newSecret(t)
+	bound := testRecord("key_3", elsewhere, "orders:write")
+	bound.AllowedCIDRs = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 	for name, c := range map[string]struct {
 		header, value string
 		scope         string
@@ -176,13 +179,14 @@ func TestRequireScope(t *testing.T) {
 		"none":      {"Accept", "*/*", "orders:write", 401, `Bearer realm="acme"`, usage.DenyMissingKey},
 		"scope":     {"X-API-Key", good, "orders:delete", 403, `Bearer realm="acme", error="insufficient_scope", scope="orders:delete"`, usage.DenyInsufficientScope},
 		"revoked":   {"X-API-Key", revoked, "orders:write", 401, `Bearer realm="acme", error="invalid_token", error_description="the key is not valid"`, usage.DenyRevokedKey},
+		"address":   {"X-API-Key", elsewhere, "orders:write", 403, `Bearer realm="acme", error="invalid_token", error_description="the key may not be used from this address"`, usage.DenyIPNotAllowed},
 		"made up":   {"X-API-Key", "lk_live_x", "orders:write", 401, `Bearer realm="acme", error="invalid_token", error_description="the key is not valid"`, usage.DenyInvalidKey},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var rec tape
 			e := testEdge(t, Options{Recorder: &rec, Header: "X-Acme-Key", Realm: "acme", Gateway: "edge-1"},
-				testRecord("key_1", good, "orders:write"), gone)
+				testRecord("key_1", good, "orders:write"), gone, bound)
 			mux := http.NewServeMux()
 			mux.Handle("POST /v1/orders/{id}", e.RequireScope(c.scope)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if k := KeyFrom(r.Context()); k == nil || k.ID() != "key_1" {
@@ -219,6 +223,26 @@ func TestRequireScope(t *testing.T) {
 				t.Errorf("event %+v", ev)
 			}
 		})
+	}
+}
+
+// TestKeyOfSeveralLines has a request carry two keys in one header: neither counts,
+// or the edge and what stands behind it could see two clients.
+func TestKeyOfSeveralLines(t *testing.T) {
+	t.Parallel()
+	first, second := newSecret(t), newSecret(t)
+	e := testEdge(t, Options{Header: "x-acme-key"}, testRecord("key_1", first), testRecord("key_2", second))
+	for _, name := range []string{"Authorization", "X-Api-Key", "X-Acme-Key"} {
+		lines := []string{"Bearer " + first, "Bearer " + second}
+		if name == "X-Api-Key" {
+			lines = []string{first, second}
+		}
+		if v := e.Decide(e.Secret(http.Header{name: lines[:1]}), netip.Addr{}, Need{}); !v.Allowed() {
+			t.Errorf("%s: one line is denied as %s", name, v.Reason)
+		}
+		if v := e.Decide(e.Secret(http.Header{name: lines}), netip.Addr{}, Need{}); v.Reason != usage.DenyInvalidKey {
+			t.Errorf("%s: two lines give %q for %v", name, v.Reason, v.Key)
+		}
 	}
 }
 

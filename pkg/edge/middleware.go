@@ -59,14 +59,14 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, need Need, next htt
 // Secret finds the key in a request's headers: Authorization: Bearer, X-API-Key,
 // or the configured header, in this order; "" if there is none.
 func (e *Edge) Secret(h http.Header) string {
-	if s := bearer(first(h, "Authorization")); s != "" {
+	if s := bearer(field(h, "Authorization")); s != "" {
 		return s
 	}
-	if s := first(h, "X-Api-Key"); s != "" {
+	if s := field(h, "X-Api-Key"); s != "" {
 		return s
 	}
 	if e.opts.Header != "" {
-		if s := h.Get(e.opts.Header); s != "" {
+		if s := field(h, e.header); s != "" {
 			if b := bearer(s); b != "" {
 				return b
 			}
@@ -76,12 +76,18 @@ func (e *Edge) Secret(h http.Header) string {
 	return ""
 }
 
-// first is h.Get for a name that is in canonical form already.
-func first(h http.Header, name string) string {
-	if v := h[name]; len(v) > 0 {
+// field is the value of a header whose name is in canonical form already. Several
+// lines are one value (RFC 9110, 5.3), which is no key: if the first or the last
+// of them counted, two readers of one request could see two clients.
+func field(h http.Header, name string) string {
+	switch v := h[name]; len(v) {
+	case 0:
+		return ""
+	case 1:
 		return v[0]
+	default:
+		return strings.Join(v, ", ")
 	}
-	return ""
 }
 
 // bearer is the token of "Bearer <token>"; the scheme's case does not matter (RFC 9110, 11.1).

@@ -23,7 +23,7 @@ type Problem struct {
 
 // Answer is how a verdict is told to the client.
 type Answer struct {
-	// Status is 200, 401, 403 or 503.
+	// Status is 200, 400, 401, 403 or 503.
 	Status int
 	// Challenge is the value of WWW-Authenticate (RFC 6750), "" if there is none.
 	Challenge string
@@ -35,7 +35,7 @@ type Answer struct {
 // are told as an unknown one is: whether a key exists or existed is nobody's
 // business.
 func (e *Edge) Answer(v Verdict, need Need) Answer {
-	realm := `Bearer realm="` + quote(e.opts.Realm) + `"`
+	realm := e.realm()
 	switch v.Reason {
 	case "":
 		return Answer{Status: http.StatusOK}
@@ -46,7 +46,7 @@ func (e *Edge) Answer(v Verdict, need Need) Answer {
 		return answer(http.StatusForbidden, realm+`, error="insufficient_scope", scope="`+quote(need.text)+`"`,
 			"insufficient-scope", "The key lacks a scope", "This call requires the scope "+need.text+".")
 	case usage.DenyIPNotAllowed:
-		return answer(http.StatusForbidden, "", "ip-not-allowed", "Address not allowed",
+		return answer(http.StatusForbidden, realm+`, error="invalid_token", error_description="the key may not be used from this address"`, "ip-not-allowed", "Address not allowed",
 			"The key may not be used from this address.")
 	case Unavailable:
 		return answer(http.StatusServiceUnavailable, "", "unavailable", "Keys cannot be checked",
@@ -56,6 +56,14 @@ func (e *Edge) Answer(v Verdict, need Need) Answer {
 			"invalid-key", "Invalid API key", "The API key is not valid.")
 	}
 }
+
+// BadRequest is the answer to a request that cannot be judged, whatever its key.
+func (e *Edge) BadRequest(title, detail string) Answer {
+	return answer(http.StatusBadRequest, e.realm()+`, error="invalid_request"`, "invalid-request", title, detail)
+}
+
+// realm begins every challenge.
+func (e *Edge) realm() string { return `Bearer realm="` + quote(e.opts.Realm) + `"` }
 
 func answer(status int, challenge, kind, title, detail string) Answer {
 	return Answer{Status: status, Challenge: challenge, Problem: Problem{

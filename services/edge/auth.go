@@ -182,10 +182,10 @@ func (s *Service) serveAuth(w http.ResponseWriter, r *http.Request) {
 // answer is what a denied client is told.
 func (s *Service) answer(j *judged) edge.Answer {
 	if j.refused != nil {
-		return edge.Answer{Status: http.StatusForbidden, Problem: edge.Problem{
-			Type: edge.ProblemBase + "invalid-request", Title: "The request is ambiguous",
-			Status: http.StatusForbidden, Detail: "The request was refused: " + j.refused.Error() + ".",
-		}}
+		// nginx makes a 500 of a 400.
+		a := s.edge.BadRequest("The request is ambiguous", "The request was refused: "+j.refused.Error()+".")
+		a.Status, a.Problem.Status = http.StatusForbidden, http.StatusForbidden
+		return a
 	}
 	a := s.edge.Answer(j.verdict, j.need)
 	if a.Status == http.StatusServiceUnavailable && !j.wants503 {

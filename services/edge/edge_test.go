@@ -289,9 +289,11 @@ func TestAuthRefusesContradictingHeaders(t *testing.T) {
 		"dots with parameters":              {"X-Forwarded-Uri", "/public/..;/admin"},
 		"backslash":                         {"X-Forwarded-Uri", `/public\admin`},
 		"bad escape":                        {"X-Forwarded-Uri", "/public/%zz"},
+		"fragment":                          {"X-Forwarded-Uri", "/public/#/../../admin"},
 	} {
-		if res := h.auth("GET", append(headers, "X-API-Key", secret)...); res.StatusCode != 403 {
-			t.Errorf("%s: %d", name, res.StatusCode)
+		res := h.auth("GET", append(headers, "X-API-Key", secret)...)
+		if challenge := res.Header.Get("WWW-Authenticate"); res.StatusCode != 403 || challenge != `Bearer realm="latchkey", error="invalid_request"` {
+			t.Errorf("%s: %d %s", name, res.StatusCode, challenge)
 		}
 	}
 	h.events(0)
