@@ -35,8 +35,11 @@ type Need struct {
 // it once, not per request.
 func Require(scopes ...string) Need {
 	var n Need
+	// A client may have written them, and as many as a header holds.
+	seen := make(map[string]bool, len(scopes))
 	for _, s := range scopes {
-		if s != "" && !n.has(s) {
+		if s != "" && !seen[s] {
+			seen[s] = true
 			n.scopes = append(n.scopes, s)
 		}
 	}
@@ -48,15 +51,6 @@ func Require(scopes ...string) Need {
 func (n Need) And(scopes ...string) Need {
 	all := make([]string, 0, len(n.scopes)+len(scopes))
 	return Require(append(append(all, n.scopes...), scopes...)...)
-}
-
-func (n Need) has(scope string) bool {
-	for _, s := range n.scopes {
-		if s == scope {
-			return true
-		}
-	}
-	return false
 }
 
 // Scopes are the scopes required; the caller must not change them.

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -243,6 +244,21 @@ func TestKeyOfSeveralLines(t *testing.T) {
 		if v := e.Decide(e.Secret(http.Header{name: lines}), netip.Addr{}, Need{}); v.Reason != usage.DenyInvalidKey {
 			t.Errorf("%s: two lines give %q for %v", name, v.Reason, v.Key)
 		}
+	}
+}
+
+// TestRequireOfMany: a client that writes a header full of scopes must not keep a
+// processor busy; comparing each with each takes seconds.
+func TestRequireOfMany(t *testing.T) {
+	t.Parallel()
+	const many = 100_000
+	scopes := make([]string, 0, 2*many+1)
+	for i := range many {
+		scopes = append(scopes, strconv.Itoa(i), strconv.Itoa(i/2))
+	}
+	n := Require("a:b").And(append(scopes, "")...)
+	if got := n.Scopes(); len(got) != many+1 || got[0] != "a:b" || got[1] != "0" || got[many] != strconv.Itoa(many-1) {
+		t.Errorf("%d scopes", len(got))
 	}
 }
 

@@ -43,6 +43,10 @@ func (e *Edge) Answer(v Verdict, need Need) Answer {
 		return answer(http.StatusUnauthorized, realm, "missing-key", "No API key",
 			"This call needs an API key: Authorization: Bearer <key>.")
 	case usage.DenyInsufficientScope:
+		if len(need.scopes) == 0 {
+			return answer(http.StatusForbidden, realm+`, error="insufficient_scope"`,
+				"insufficient-scope", "The key lacks a scope", "No scope allows this call.")
+		}
 		return answer(http.StatusForbidden, realm+`, error="insufficient_scope", scope="`+quote(need.text)+`"`,
 			"insufficient-scope", "The key lacks a scope", "This call requires the scope "+need.text+".")
 	case usage.DenyIPNotAllowed:

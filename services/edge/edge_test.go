@@ -354,6 +354,9 @@ rules:
 	if res := ask("POST", "/v1/devices/d1/telemetry", "X-Required-Scope", "telemetry:write, admin:all"); res.StatusCode != 403 {
 		t.Errorf("X-Required-Scope does not add: %d", res.StatusCode)
 	}
+	if res := ask("PATCH", "/elsewhere"); res.Header.Get("WWW-Authenticate") != `Bearer realm="latchkey", error="insufficient_scope"` {
+		t.Errorf("no rule: %q names a scope", res.Header.Get("WWW-Authenticate"))
+	}
 	if res := ask("GET", "/v1/devices/d1", "X-Required-Scope", "telemetry:write"); res.StatusCode != 403 {
 		t.Errorf("X-Required-Scope replaces: %d", res.StatusCode)
 	}

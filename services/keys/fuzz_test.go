@@ -70,7 +70,7 @@ func FuzzHeaders(f *testing.F) {
 }
 
 func FuzzRevokeReason(f *testing.F) {
-	for _, r := range append(revokeReasons, "", "key_compromise", "certificateHold", "leaked", "KEY COMPROMISE") {
+	for _, r := range append(revokeReasons, "", "key_compromise", "certificateHold", "leaked", "KEY COMPROMISE", " ", "--") {
 		f.Add(r)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

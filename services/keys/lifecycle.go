@@ -236,7 +236,7 @@ func revokeReason(text string) (reason, comment string, err error) {
 	}
 	switch fold(text) {
 	case "":
-		return "unspecified", "", nil
+		return "unspecified", text, nil
 	case "certificatehold":
 		return "", "", api.Fault("body.reason", "certificateHold is not final: suspend the key instead")
 	case "removefromcrl":
