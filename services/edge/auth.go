@@ -40,7 +40,7 @@ func identify(v edge.Verdict, j *judged) identity {
 		{headerKeyName, ""},
 		{headerEnvironment, ""},
 		{headerScopes, ""},
-		{headerRoute, headerSafe(j.route)},
+		{headerRoute, headerSafe(routeStart(j.route))},
 		{headerClientIP, j.source.String()},
 		{headerDenyReason, publicReason(v.Reason)},
 	}
@@ -61,6 +61,10 @@ func publicReason(reason string) string {
 	}
 	return reason
 }
+
+// routeStart is as much of a route as its event holds. Without a template it is
+// the client's path, and nginx makes a 500 of an answer with too long a header.
+func routeStart(route string) string { return route[:min(len(route), usage.MaxText)] }
 
 // headerSafe is s for a header: anything but printable ASCII is percent-encoded,
 // and the percent sign itself, so that nothing is lost and no line can begin.

@@ -284,6 +284,7 @@ func TestGateways(t *testing.T) {
 			s := newScene(t, g)
 			t.Run("allowed", s.testAllowed)
 			t.Run("denied", s.testDenied)
+			t.Run("long", s.testLong)
 			t.Run("spoofed", s.testSpoofed)
 			t.Run("revoked while in use", s.testRevocation)
 			t.Run("without NATS", s.testOutage)
@@ -378,6 +379,24 @@ func (s *scene) testDenied(t *testing.T) {
 		if ev.SourceIP.String() != clientAddr || ev.Method != c.method && c.reason != schema.DenyInsufficientScope {
 			t.Errorf("%s: event %+v", name, ev)
 		}
+	}
+}
+
+// testLong has headers of the edge's answer grow as long as a client and a key
+// can make them.
+func (s *scene) testLong(t *testing.T) {
+	path := "/v1" + strings.Repeat("/word", 1400)
+	if res, _ := s.ask("GET", path, "", "X-API-Key", s.secrets["key_good"]); res.StatusCode != 403 {
+		t.Errorf("a long path: %s", res.Status)
+	}
+	scopes := []string{"orders:read"}
+	for i := range 99 {
+		scopes = append(scopes, fmt.Sprintf("%s%02d:%s", strings.Repeat("r", 60), i, strings.Repeat("a", 60)))
+	}
+	rec, secret := newKey(t, "key_scopes", "org_acme", scopes...)
+	s.put(rec)
+	if res, seen := s.ask("GET", "/v1/orders/1", "", "X-API-Key", secret); seen == nil || seen.Header.Get("X-Latchkey-Scopes") != strings.Join(scopes, " ") {
+		t.Errorf("many scopes: %s", res.Status)
 	}
 }
 
