@@ -46,7 +46,9 @@ func (e *Engine) judgeScope(p *profile, ev *usage.Event, now int64, j *judgement
 		p.DeniedHour, p.Refused = hour, 0
 	}
 	p.Refused++
-	limit := max(probeFloor, 3*float64(p.RefusedMax)+3)
+	// A backfill brings more of the refusals that the key always has.
+	busy := max(float64(p.InHour-min(p.Refused, p.InHour))/max(float64(p.Level), 1), 1)
+	limit := max(probeFloor, 3*float64(p.RefusedMax)*busy+3)
 	if p.ageDays(now) < scopeLearning {
 		limit = 6*limit + 20
 	}

@@ -117,7 +117,7 @@ func (e *Engine) judgeRoute(p *profile, ev *usage.Event, j *judgement) {
 // backfill that comes again is no turn.
 func (r *route) batched() bool {
 	peak := peaks[r.Peak]
-	return peak >= mixBatch && float32(r.Count) <= 1.5*peak
+	return peak >= mixBatch && float32(r.Count) <= 3*peak // it may have begun in the middle of an hour
 }
 
 // packPeak keeps a count in a byte, to 9 %.
@@ -167,7 +167,7 @@ func (p *profile) mixSteps(r *route) (here, elsewhere float64) {
 // routeShare is a route's probability, with what so few hours leave uncertain.
 func (p *profile) routeShare(r *route) float64 {
 	prob := max(float64(r.Share), 1e-5)
-	if r.Strange == 0 {
+	if r.Strange == 0 || r.Peak > 0 {
 		prob += 0.3 / (float64(p.MixHours) + 2)
 	}
 	return prob
@@ -256,8 +256,8 @@ func (p *profile) closeRoutes(ago int64) {
 			r.Evidence = 0
 			p.Stirred &^= 1 << i
 		}
-		if r.Count > 0 && r.Strange > 0 && r.Evidence == 0 {
-			r.Strange = 0 // it has come and gone without a stir: merely rare
+		if r.Count > 0 && r.Strange == 2 && r.Evidence == 0 {
+			r.Strange = 1 // its area has come and gone without a stir: it is known by now
 		}
 		r.Peak = max(r.Peak, packPeak(r.Count))
 		r.Count = 0
@@ -270,7 +270,7 @@ func (p *profile) closeRoutes(ago int64) {
 func (p *profile) mixWords() (observed, usual string) {
 	r := p.Routes[p.Turned]
 	name := p.names[p.Turned].Value()
-	observed = fmt.Sprintf("%s, %s: %s of this hour's %s requests", name, never(r.Strange), thousands(float64(r.Count)), thousands(float64(p.InHour)))
+	observed = fmt.Sprintf("%s, %s: %s of this hour's %s requests", name, never(r), thousands(float64(r.Count)), thousands(float64(p.InHour)))
 	var parts []string
 	for _, s := range p.usualRoutes(3, int(p.Turned)) {
 		parts = append(parts, fmt.Sprintf("%s %.1f %%", s.Value, 100*s.Share))
@@ -281,8 +281,8 @@ func (p *profile) mixWords() (observed, usual string) {
 	return observed, strings.Join(parts, ", ")
 }
 
-func never(strange uint8) string {
-	if strange > 0 {
+func never(r route) string {
+	if r.Peak == 0 && r.Strange > 0 {
 		return "never used by this key before"
 	}
 	return "rarely used by this key before"
