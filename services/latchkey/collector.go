@@ -23,7 +23,9 @@ over about five seconds after another died. Without ClickHouse it waits.
   LATCHKEY_COLLECTOR_FLUSH_INTERVAL  how long an event waits for others (1s)
   LATCHKEY_COLLECTOR_INSERTERS       inserts at once (4)
   LATCHKEY_COLLECTOR_MIGRATE         bring the schema up to date first (true)
-  LATCHKEY_USAGE_TAIL_BYTES          how much of USAGE to keep though all have read it`,
+  LATCHKEY_USAGE_TAIL_BYTES          how much of USAGE to keep though all have read it
+
+It stays below 300 MB of memory (GOMEMLIMIT moves that).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var cfg collector.Config
@@ -33,6 +35,7 @@ over about five seconds after another died. Without ClickHouse it waits.
 			if cmd.Flags().Changed("collector-addr") {
 				cfg.Addr = addr
 			}
+			collector.LimitMemory()
 			return run.Service(cmd.Context(), "collector", func(ctx context.Context, deps run.Deps) (run.Runner, error) {
 				return collector.New(ctx, cfg, deps)
 			})

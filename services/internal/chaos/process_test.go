@@ -63,6 +63,7 @@ func collectorMain(ctx context.Context) error {
 	if err := run.Load(&cfg); err != nil {
 		return err
 	}
+	collector.LimitMemory()
 	for {
 		nc, err := bus.Connect(os.Getenv("LATCHKEY_NATS_URL"), "collector")
 		if err == nil {
