@@ -80,7 +80,7 @@ func TestKill9(t *testing.T) {
 		kills = 20
 	}
 	events := traffic(12, 21)
-	want := undisturbed(t, events, kills)
+	want := undisturbed(t, events, kills+1)
 	server, js := serve(t)
 	rnd := rand.New(rand.NewPCG(5, 6))
 	for i := range kills {
@@ -90,7 +90,7 @@ func TestKill9(t *testing.T) {
 			standby = child(t, server.ClientURL())
 		}
 		before := acknowledged(t, js)
-		publish(t, js, part(events, i, kills), false)
+		publish(t, js, part(events, i, kills+1), false)
 		if share := rnd.IntN(3); share > 0 { // else at once
 			eventually(t, "the detector works", func() bool { return acknowledged(t, js) > before })
 		}
@@ -102,6 +102,7 @@ func TestKill9(t *testing.T) {
 		}
 	}
 	last := child(t, server.ClientURL())
+	publish(t, js, part(events, kills, kills+1), false) // so that it has begun when it is told to stop
 	caughtUp(t, js)
 	if err := last.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

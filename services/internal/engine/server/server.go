@@ -196,7 +196,20 @@ func (s *Server) acquire(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// kill ends what a session runs.
+// killUntil ends what a session runs. It says so until it ended, because a query
+// that the engine has not begun yet is not killed.
+func (s *Server) killUntil(ended <-chan struct{}, marker string) {
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		s.kill(marker)
+		select {
+		case <-ended:
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// kill ends what a session runs, if the engine has begun it.
 func (s *Server) kill(marker string) {
 	s.adminMu.Lock()
 	defer s.adminMu.Unlock()

@@ -187,8 +187,9 @@ func (ses *session) run(ctx context.Context, st sql.Statement, format string, st
 		return chdb.Stats{}, err
 	}
 	defer release()
-	stop := context.AfterFunc(ctx, func() { ses.srv.kill(ses.marker) })
-	defer stop()
+	ended := make(chan struct{})
+	defer close(ended)
+	defer context.AfterFunc(ctx, func() { ses.srv.killUntil(ended, ses.marker) })()
 	var stats chdb.Stats
 	if stream && st.Kind == sql.Select {
 		stats, err = ses.stream(ctx, st.Text, format, sink)
