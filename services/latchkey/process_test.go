@@ -27,6 +27,10 @@ func TestMain(m *testing.M) {
 	if engine.IsChild() {
 		os.Exit(engine.ChildMain())
 	}
+	// The tests have APIs of their own, whatever the environment names.
+	for _, name := range []string{"LATCHKEY_API_URL", "LATCHKEY_API_KEY", "LATCHKEY_DATA"} {
+		_ = os.Unsetenv(name)
+	}
 	os.Exit(testMain(m))
 }
 
