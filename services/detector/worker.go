@@ -195,7 +195,14 @@ func (w *worker) message(ctx context.Context, m *bus.Message) error {
 		return nil
 	}
 	w.s.metrics.misplaced.Add(float64(len(misplaced)))
-	return bus.Reroute(ctx, w.s.js, m, w.p.Count, misplaced)
+	err = bus.Reroute(ctx, w.s.js, m, w.p.Count, misplaced)
+	if bus.IsFull(err) {
+		// The stream only gets room by what we acknowledge. The collector sends
+		// them on too, or keeps them as a dead letter.
+		w.log.Warn("events of another partition are left to the collector", "sequence", m.Sequence, "events", len(misplaced), "error", err)
+		return nil
+	}
+	return err
 }
 
 func (w *worker) observe(ctx context.Context, m *bus.Message) (misplaced []bus.Misplaced, err error) {

@@ -151,7 +151,7 @@ func streams(cfg Config) []jetstream.StreamConfig {
 	}
 	return []jetstream.StreamConfig{
 		{
-			Name: Usage, Subjects: []string{usage.PartitionSubject + "*", usage.RawSubject + "*"}, SubjectTransform: transform,
+			Name: Usage, Subjects: usageSubjects(cfg.Partitions), SubjectTransform: transform,
 			Discard: jetstream.DiscardNew, MaxBytes: cfg.UsageMaxBytes, Duplicates: 2 * time.Minute, AllowDirect: true,
 			Metadata: map[string]string{metaPartitions: strconv.Itoa(cfg.Partitions)},
 		},
@@ -163,6 +163,16 @@ func streams(cfg Config) []jetstream.StreamConfig {
 		{Name: BaselineRows, Subjects: []string{"baselines.*"}, Duplicates: 2 * time.Minute, MaxAge: 30 * 24 * time.Hour},
 		{Name: Dead, Subjects: []string{"dead.>"}, MaxAge: 30 * 24 * time.Hour, AllowDirect: true},
 	}
+}
+
+// usageSubjects names each partition, so that a publisher who counts more of them
+// is refused: nobody would read what it sends.
+func usageSubjects(partitions int) []string {
+	subjects := []string{usage.RawSubject + "*"}
+	for p := range partitions {
+		subjects = append(subjects, usage.Subject(p))
+	}
+	return subjects
 }
 
 // ensureStream leaves a stream alone that is as it should be: an update costs a
@@ -230,7 +240,11 @@ const (
 
 // Connect dials NATS and never gives up reconnecting.
 func Connect(url, name string, opts ...nats.Option) (*nats.Conn, error) {
-	opts = append([]nats.Option{nats.Name(name), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond)}, opts...)
+	opts = append([]nats.Option{
+		nats.Name(name), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond),
+		// A connection that died without a word is noticed in half a minute, by default it takes four.
+		nats.PingInterval(10 * time.Second), nats.MaxPingsOutstanding(2),
+	}, opts...)
 	nc, err := nats.Connect(url, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", url, err)

@@ -225,3 +225,36 @@ func TestStaleAcknowledgment(t *testing.T) {
 		t.Errorf("taken %d times, the first reader should have noticed", rounds)
 	}
 }
+
+// TestUnknownPartitionIsRefused: nobody would read what it holds.
+func TestUnknownPartitionIsRefused(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Bus(t, bus.Config{Partitions: 4})
+	for _, subject := range []string{"usage.v1.4", "usage.v1.01", "usage.v1.x"} {
+		if _, err := js.Publish(t.Context(), subject, nil); err == nil {
+			t.Errorf("%s was accepted", subject)
+		}
+	}
+}
+
+func TestLagCountsEvents(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Bus(t, bus.Config{Partitions: 1})
+	for range 3 {
+		if _, err := js.Publish(t.Context(), "usage.v1.0", []byte(`[{"id":"a"},{"id":"b"}]`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := js.Stream(t.Context(), bus.Usage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Consumer(t.Context(), bus.ConsumerName(bus.Collector, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lag, err := bus.ReadLag(t.Context(), s, c.CachedInfo())
+	if err != nil || lag.Messages != 3 || lag.Events != 6 || lag.Age <= 0 {
+		t.Errorf("%+v, %v; want 3 messages of 6 events", lag, err)
+	}
+}

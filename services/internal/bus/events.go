@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	publisher "github.com/latchkey-dev/latchkey/pkg/usage"
 	"github.com/latchkey-dev/latchkey/schemas/usage"
 )
 
@@ -42,27 +44,47 @@ type Misplaced struct {
 	Event usage.Event
 }
 
+// rerouteEvents is how many events one message of Reroute holds at most: of
+// the largest, fewer bytes than any server's limit for a message.
+const rerouteEvents = 200
+
 // Reroute publishes events that do not belong on the partition of their message
-// to the right ones. Collector and detector both ignore such events and call
-// this before they acknowledge the message; the message ids follow from
-// sequence and index, so each event arrives once.
+// to the right ones, those of a partition together and in order. Collector and
+// detector both ignore such events and call this before they acknowledge the
+// message; the message ids follow from sequence and index, so each event arrives
+// once.
 func Reroute(ctx context.Context, js jetstream.JetStream, m *Message, partitions int, events []Misplaced) error {
+	lists := make([][]*usage.Event, partitions)
 	for i := range events {
 		ev := &events[i].Event
-		msg := &nats.Msg{
-			Subject: usage.Subject(usage.Partition(ev.KeyID, partitions)),
-			Header:  nats.Header{"Content-Type": {usage.ContentTypeProtobuf}},
-			Data:    ev.AppendProtobuf(nil),
-		}
-		if m.History() {
-			msg.Header.Set(usage.HeaderMode, usage.ModeHistory)
-		}
-		id := "reroute:" + strconv.FormatUint(m.Sequence, 10) + ":" + strconv.Itoa(events[i].Index)
-		if _, err := js.PublishMsg(ctx, msg, jetstream.WithMsgID(id)); err != nil {
-			return fmt.Errorf("reroute event %d of message %d: %w", events[i].Index, m.Sequence, err)
+		n := usage.Partition(ev.KeyID, partitions)
+		lists[n] = append(lists[n], ev)
+	}
+	for n, list := range lists {
+		for part := 0; len(list) > 0; part++ {
+			head := list[:min(len(list), rerouteEvents)]
+			list = list[len(head):]
+			msg := MisplacedMessage(m, usage.Subject(n), head)
+			id := fmt.Sprintf("reroute:%d:%d:%d", m.Sequence, n, part)
+			if _, err := js.PublishMsg(ctx, msg, jetstream.WithMsgID(id)); err != nil {
+				return fmt.Errorf("reroute events of message %d to partition %d: %w", m.Sequence, n, err)
+			}
 		}
 	}
 	return nil
+}
+
+// MisplacedMessage is some of the events of a message, with the ids that they
+// were given, for another subject.
+func MisplacedMessage(m *Message, subject string, events []*usage.Event) *nats.Msg {
+	msg := &nats.Msg{
+		Subject: subject, Data: usage.AppendBatchOf(nil, events),
+		Header: nats.Header{"Content-Type": {usage.ContentTypeProtobuf}, publisher.HeaderEvents: {strconv.Itoa(len(events))}},
+	}
+	if m.History() {
+		msg.Header.Set(usage.HeaderMode, usage.ModeHistory)
+	}
+	return msg
 }
 
 // IsFull tells whether a publish was refused because the stream is full.
@@ -127,6 +149,43 @@ func consumed(ctx context.Context, s jetstream.Stream, info *jetstream.ConsumerI
 		return 0, fmt.Errorf("look for the next message of %s: %w", subject, err)
 	}
 	return next.Sequence - 1, nil
+}
+
+// Lag is what a consumer of USAGE has not acknowledged.
+type Lag struct {
+	Messages uint64
+	// Events is estimated from how many the oldest message holds.
+	Events uint64
+	// Age is that of the oldest message.
+	Age time.Duration
+}
+
+// ReadLag looks at the oldest message that waits for a consumer of USAGE.
+func ReadLag(ctx context.Context, s jetstream.Stream, consumer *jetstream.ConsumerInfo) (Lag, error) {
+	lag := Lag{Messages: consumer.NumPending + uint64(consumer.NumAckPending)}
+	if lag.Messages == 0 {
+		return lag, nil
+	}
+	lag.Events = lag.Messages
+	m, err := s.GetMsg(ctx, consumer.AckFloor.Stream+1, jetstream.WithGetMsgSubject(consumer.Config.FilterSubject))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return lag, nil // acknowledged meanwhile
+	}
+	if err != nil {
+		return lag, fmt.Errorf("look for the oldest message of %s: %w", consumer.Name, err)
+	}
+	lag.Events *= max(eventsIn(m), 1)
+	lag.Age = max(0, time.Since(m.Time))
+	return lag, nil
+}
+
+// eventsIn counts the events of a message whose publisher may have told.
+func eventsIn(m *jetstream.RawStreamMsg) (n uint64) {
+	if told, err := strconv.ParseUint(m.Header.Get(publisher.HeaderEvents), 10, 32); err == nil && told > 0 {
+		return told
+	}
+	_ = usage.Decode(m.Header.Get("Content-Type"), m.Data, m.Time, func(int, *usage.Event, error) { n++ })
+	return n
 }
 
 // Headers of a dead letter, which says why a message or one element of it could

@@ -13,8 +13,6 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	publisher "github.com/latchkey-dev/latchkey/pkg/usage"
-	"github.com/latchkey-dev/latchkey/schemas/usage"
 	"github.com/latchkey-dev/latchkey/services/collector"
 	"github.com/latchkey-dev/latchkey/services/internal/bus"
 	"github.com/latchkey-dev/latchkey/services/internal/store"
@@ -179,15 +177,16 @@ func (src Source) reader(ctx context.Context, service string, partitions int, in
 			return nil, fmt.Errorf("look up consumer %s: %w", bus.ConsumerName(service, i), err)
 		}
 		info := c.CachedInfo()
-		p := Partition{Partition: i, LagMessages: info.NumPending + uint64(info.NumAckPending)}
+		lag, err := bus.ReadLag(ctx, stream, info)
+		if err != nil {
+			return nil, err
+		}
+		p := Partition{Partition: i, LagMessages: lag.Messages, LagEvents: lag.Events, LagSeconds: lag.Age.Seconds()}
 		for _, g := range info.PriorityGroups {
 			p.Owned = p.Owned || g.PinnedClientID != ""
 		}
 		if it, ok := intents[i]; ok && service == bus.Collector {
 			p.Owner, p.LastBatch = it.Owner, it.Time
-		}
-		if p.LagMessages > 0 {
-			p.LagEvents, p.LagSeconds = oldest(ctx, stream, i, info.AckFloor.Stream, p.LagMessages)
 		}
 		if p.Owned {
 			r.Owned++
@@ -197,19 +196,6 @@ func (src Source) reader(ctx context.Context, service string, partitions int, in
 		r.Partitions = append(r.Partitions, p)
 	}
 	return r, nil
-}
-
-// oldest estimates the lag from the first message that waits.
-func oldest(ctx context.Context, s jetstream.Stream, partition int, floor, messages uint64) (events uint64, seconds float64) {
-	m, err := s.GetMsg(ctx, floor+1, jetstream.WithGetMsgSubject(usage.Subject(partition)))
-	if err != nil {
-		return messages, 0
-	}
-	n, err := strconv.ParseUint(m.Header.Get(publisher.HeaderEvents), 10, 32)
-	if err != nil || n == 0 {
-		n = 1
-	}
-	return messages * n, max(0, time.Since(m.Time).Seconds())
 }
 
 func (src Source) clickhouse(ctx context.Context, s *Status) {
