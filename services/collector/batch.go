@@ -57,6 +57,17 @@ type misplaced struct {
 	events  []bus.Misplaced
 }
 
+// dead is the letter that keeps the events when they cannot be sent on. They have
+// their ids, so that replaying it doubles nothing.
+func (m misplaced) dead(reason error) dead {
+	list := make([]*usage.Event, len(m.events))
+	for i := range m.events {
+		list[i] = &m.events[i].Event
+	}
+	msg := bus.MisplacedMessage(m.message, m.message.Subject, list)
+	return dead{m.message, -1, usage.ContentTypeProtobuf, msg.Data, reason}
+}
+
 func (b *batch) reset(r *rows.Block) {
 	r.Reset()
 	if cap(b.suspects) > 2*smallRows {

@@ -34,8 +34,9 @@ type Config struct {
 	BatchBytes int `env:"COLLECTOR_BATCH_BYTES" envDefault:"16777216"`
 	// FlushInterval is how long the first event of a batch waits for others.
 	FlushInterval time.Duration `env:"COLLECTOR_FLUSH_INTERVAL" envDefault:"1s"`
-	// InsertTimeout is after how long an insert is sent again.
-	InsertTimeout time.Duration `env:"COLLECTOR_INSERT_TIMEOUT" envDefault:"60s"`
+	// InsertTimeout is after how long an insert is sent again, or a question asked
+	// again; each further attempt has twice as long, up to 32 times.
+	InsertTimeout time.Duration `env:"COLLECTOR_INSERT_TIMEOUT" envDefault:"20s"`
 	// Inserters is how many inserts run at once.
 	Inserters int `env:"COLLECTOR_INSERTERS" envDefault:"4"`
 	// UsageTail is how many bytes of USAGE are kept though everyone has read them.
@@ -68,6 +69,7 @@ type Service struct {
 	pool     *store.ConnPool
 	large    chan *rows.Block
 	intentKV jetstream.KeyValue
+	usage    jetstream.Stream
 	metrics  *metrics
 	owner    string
 	// stream names USAGE and its incarnation: sequences begin anew when a stream
@@ -107,7 +109,7 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 	}
 	c := &Service{
 		cfg: cfg, log: deps.Log, js: js, nc: deps.NATS, store: st,
-		pool: st.Pool(cfg.Inserters), large: make(chan *rows.Block, cfg.Inserters+1), intentKV: kv,
+		pool: st.Pool(cfg.Inserters), large: make(chan *rows.Block, cfg.Inserters+1), intentKV: kv, usage: usageStream,
 		metrics: newMetrics(deps.Metrics, partitions), owner: owner(),
 		stream: bus.Usage + "@" + strconv.FormatInt(usageStream.CachedInfo().Created.UnixNano(), 36),
 	}
@@ -191,7 +193,11 @@ func (c *Service) migrate(ctx context.Context) error {
 	if !c.cfg.Migrate {
 		return nil
 	}
+	attempts := 0
 	return untilDone(ctx, c.log, "migrate ClickHouse", func() {}, c.metrics.retries.Inc, func(ctx context.Context) error {
+		attempts++
+		ctx, cancel := context.WithTimeout(ctx, c.patience(attempts))
+		defer cancel()
 		applied, err := c.store.Migrate(ctx)
 		for _, m := range applied {
 			c.log.Info("migrated", "version", m.Version, "name", m.Name)

@@ -4,9 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
+	"math"
+	"net"
 	"net/netip"
+	"net/url"
 	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,15 +41,18 @@ type house struct {
 	t   *testing.T
 	nc  *nats.Conn
 	js  jetstream.JetStream
+	bus bus.Config
 	url string
 	db  *store.Store
+	// registry holds the metrics of the collector that was started last.
+	registry *prometheus.Registry
 }
 
 func newHouse(t *testing.T, cfg bus.Config) *house {
 	t.Helper()
 	e := enginetest.Start(t)
 	nc, js := natstest.Bus(t, cfg)
-	h := &house{t: t, nc: nc, js: js, url: "clickhouse://" + e.NativeAddr() + "/" + enginetest.Database(t, e)}
+	h := &house{t: t, nc: nc, js: js, bus: cfg, url: "clickhouse://" + e.NativeAddr() + "/" + enginetest.Database(t, e)}
 	var err error
 	if h.db, err = store.Open(t.Context(), h.url); err != nil {
 		t.Fatal(err)
@@ -62,9 +72,10 @@ func (h *house) config() collector.Config {
 // collect runs a collector until the returned function is called.
 func (h *house) collect(cfg collector.Config) (stop func()) {
 	h.t.Helper()
+	h.registry = prometheus.NewRegistry()
 	ctx, cancel := context.WithCancel(context.Background())
 	c, err := collector.New(ctx, cfg, run.Deps{
-		NATS: h.nc, Metrics: prometheus.NewRegistry(),
+		NATS: h.nc, Metrics: h.registry, Bus: h.bus,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	})
 	if err != nil {
@@ -340,4 +351,255 @@ func TestSmallerTables(t *testing.T) {
 	if err != nil || dead.CachedInfo().State.Msgs != 1 {
 		t.Errorf("dead letters: %+v, %v", dead.CachedInfo().State, err)
 	}
+}
+
+// TestManyDuplicatesOfManyKeys sends more keys again than one query may list.
+func TestManyDuplicatesOfManyKeys(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, bus.Config{Partitions: 1})
+	p := h.publisher(publisher.Options{})
+	evs := events(4000, anHourAgo)
+	for i := range evs {
+		evs[i].KeyID = fmt.Sprintf("key_%d_%s", i, strings.Repeat("x", 110))
+	}
+	h.collect(h.config())
+	for range 2 {
+		if err := p.Publish(t.Context(), evs); err != nil {
+			t.Fatal(err)
+		}
+		h.verify(len(evs))
+	}
+}
+
+// wire is a way to ClickHouse that can be cut, and that can lose what comes back.
+type wire struct {
+	listener net.Listener
+	down     atomic.Bool
+	deaf     atomic.Bool
+	mu       sync.Mutex
+	conns    []net.Conn
+}
+
+func newWire(t *testing.T, target string) *wire {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &wire{listener: l}
+	t.Cleanup(func() { _ = l.Close(); w.cut() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", target)
+			if err != nil || w.down.Load() {
+				_ = client.Close()
+				continue
+			}
+			w.mu.Lock()
+			w.conns = append(w.conns, client, server)
+			w.mu.Unlock()
+			go func() { _, _ = io.Copy(server, client); _ = server.Close() }()
+			go w.back(client, server)
+		}
+	}()
+	return w
+}
+
+// back carries answers, until one is lost: then nothing comes any more, and the
+// connection stays open.
+func (w *wire) back(client, server net.Conn) {
+	buf := make([]byte, 64<<10)
+	lost := false
+	for {
+		n, err := server.Read(buf)
+		if err != nil {
+			if !lost {
+				_ = client.Close()
+			}
+			return
+		}
+		if lost = lost || w.deaf.Load(); !lost {
+			_, _ = client.Write(buf[:n])
+		}
+	}
+}
+
+func (w *wire) cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.conns {
+		_ = c.Close()
+	}
+	w.conns = nil
+}
+
+// through is a configuration whose way to ClickHouse is the wire.
+func (h *house) through() (collector.Config, *wire) {
+	u, err := url.Parse(h.url)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	w := newWire(h.t, u.Host)
+	cfg := h.config()
+	cfg.Store.URL = "clickhouse://" + w.listener.Addr().String() + u.Path
+	return cfg, w
+}
+
+// TestLostAnswers loses the answers to inserts and to questions, without a word.
+func TestLostAnswers(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, bus.Config{Partitions: 4})
+	p := h.publisher(publisher.Options{})
+	cfg, w := h.through()
+	cfg.InsertTimeout = 2 * time.Second
+	h.collect(cfg)
+	evs := events(4000, anHourAgo)
+	for i := 0; i < len(evs); i += 1000 {
+		// Half of them come again, so that there is something to ask.
+		if err := p.Publish(t.Context(), evs[max(0, i-500):i+1000]); err != nil {
+			t.Fatal(err)
+		}
+		w.deaf.Store(true)
+		time.Sleep(300 * time.Millisecond)
+		w.deaf.Store(false)
+	}
+	h.verify(len(evs))
+}
+
+// TestLagWhileClickHouseIsAway: an owner that waits still tells how much does.
+func TestLagWhileClickHouseIsAway(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, bus.Config{Partitions: 1})
+	p := h.publisher(publisher.Options{})
+	cfg, w := h.through()
+	h.collect(cfg)
+	if err := p.Publish(t.Context(), events(10, anHourAgo)); err != nil {
+		t.Fatal(err)
+	}
+	h.await("SELECT count() FROM usage_events", 10)
+	h.settled()
+	w.down.Store(true)
+	w.cut()
+	evs := events(3000, anHourAgo.Add(time.Minute))
+	for i := 0; i < len(evs); i += 200 {
+		if err := p.Publish(t.Context(), evs[i:i+200]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.awaitMetric("latchkey_collector_lag_events", func(v float64) bool { return v == 3000 })
+	h.awaitMetric("latchkey_collector_lag_seconds", func(v float64) bool { return v > 2 })
+	w.down.Store(false)
+	h.await("SELECT count() FROM usage_events", 3010)
+	h.awaitMetric("latchkey_collector_lag_events", func(v float64) bool { return v == 0 })
+}
+
+// awaitMetric returns once the metric of partition 0 is as it should be.
+func (h *house) awaitMetric(name string, good func(float64) bool) {
+	h.t.Helper()
+	deadline := time.Now().Add(40 * time.Second)
+	for {
+		families, err := h.registry.Gather()
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		value := math.NaN()
+		for _, f := range families {
+			if f.GetName() == name {
+				value = f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		if good(value) {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s stays at %v", name, value)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// TestLongHeaders has the longest headers that a server takes come with something
+// unreadable: its dead letter has headers of its own.
+func TestLongHeaders(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, bus.Config{Partitions: 1})
+	long := strings.Repeat("x", 63<<10)
+	for _, header := range []nats.Header{
+		{"Content-Type": {long}},
+		{"Content-Type": {"text/plain"}, usage.HeaderMode: {long}},
+	} {
+		size := int(h.nc.MaxPayload()) - len(long) - 200
+		if _, err := h.js.PublishMsg(t.Context(), &nats.Msg{Subject: "usage.v1.0", Header: header, Data: make([]byte, size)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := h.publisher(publisher.Options{})
+	if err := p.Publish(t.Context(), events(5, anHourAgo)); err != nil {
+		t.Fatal(err)
+	}
+	h.collect(h.config())
+	h.await("SELECT count() FROM usage_events", 5)
+	h.settled()
+	dead, err := h.js.Stream(t.Context(), bus.Dead)
+	if err != nil || dead.CachedInfo().State.Msgs != 2 {
+		t.Errorf("dead letters: %+v, %v", dead.CachedInfo().State, err)
+	}
+}
+
+// TestMisplacedInAFullStream: what cannot be sent on is kept, nothing waits for it,
+// and replaying it stores each event once, those without ids too.
+func TestMisplacedInAFullStream(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, bus.Config{Partitions: 4, UsageMaxBytes: 100 << 10})
+	var lines strings.Builder
+	evs := events(200, anHourAgo)
+	for i := range evs {
+		evs[i].ID = ""
+		lines.Write(evs[i].AppendJSON(nil))
+		lines.WriteByte('\n')
+	}
+	message := &nats.Msg{Subject: "usage.v1.1", Header: nats.Header{"Content-Type": {usage.ContentTypeNDJSON}}, Data: []byte(lines.String())}
+	for message.Data = []byte(lines.String()); ; message.Data = make([]byte, len(message.Data)/2) {
+		if _, err := h.js.PublishMsg(t.Context(), message); err != nil && len(message.Data) < 100 {
+			break
+		}
+	}
+	h.collect(h.config())
+	h.settled()
+	dead, err := h.js.Stream(t.Context(), bus.Dead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var letter *jetstream.RawStreamMsg
+	for seq := uint64(1); letter == nil; seq++ {
+		m, err := dead.GetMsg(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Header.Get(bus.HeaderSequence) == "1" {
+			letter = m
+		}
+	}
+	stored := h.count("SELECT count() FROM usage_events")
+	if stored == 0 || stored >= 200 {
+		t.Errorf("%d events are stored, want those of partition 1", stored)
+	}
+	s, err := h.js.Stream(t.Context(), bus.Usage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(t.Context()); err != nil { // as Trim does, once everyone has read it
+		t.Fatal(err)
+	}
+	if _, err := h.js.PublishMsg(t.Context(), &nats.Msg{
+		Subject: letter.Header.Get(bus.HeaderSubject), Header: nats.Header{"Content-Type": letter.Header["Content-Type"]}, Data: letter.Data,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	h.await("SELECT count() FROM usage_events", 200)
+	h.verify(200)
 }

@@ -83,41 +83,91 @@ FROM usage_events WHERE partition = ? GROUP BY hour ORDER BY hour DESC`, uint16(
 	return from, total, nil
 }
 
+// maxListed bounds the values that one question lists, in bytes of SQL: a query
+// of more than 256 KiB (max_query_size) is refused.
+const maxListed = 100 << 10
+
+// question is a part of the suspects, close to each other in time.
+type question struct {
+	orgs, keys, ids map[string]bool
+	keyBytes        int
+	idBytes         int
+	lo, hi          int64
+}
+
 // storedAlready asks which of the suspects ClickHouse holds, apart from what
 // this very batch may have stored before its answer was lost.
 func (w *worker) storedAlready(ctx context.Context, b *batch, suspects []suspect) (map[identity]bool, error) {
 	wanted := make(map[identity]bool, len(suspects))
-	orgs, keys := map[string]bool{}, map[string]bool{}
-	lo, hi := int64(math.MaxInt64), int64(math.MinInt64)
 	for i := range suspects {
-		ev := &suspects[i].ev
-		wanted[identityOf(ev)] = true
-		orgs[ev.OrgID], keys[ev.KeyID] = true, true
-		lo, hi = min(lo, ev.Time.UnixNano()), max(hi, ev.Time.UnixNano())
+		wanted[identityOf(&suspects[i].ev)] = true
 	}
+	stored := map[identity]bool{}
+	for _, q := range questions(suspects) {
+		if err := w.answer(ctx, b, q, func(id identity) {
+			if wanted[id] {
+				stored[id] = true
+			}
+		}); err != nil {
+			return nil, fmt.Errorf("look for duplicates: %w", err)
+		}
+	}
+	return stored, nil
+}
+
+// questions divides suspects, in the order of their times, so that the keys of
+// each part can be listed.
+func questions(suspects []suspect) []*question {
+	order := make([]*usage.Event, len(suspects))
+	for i := range suspects {
+		order[i] = &suspects[i].ev
+	}
+	slices.SortFunc(order, func(a, b *usage.Event) int { return a.Time.Compare(b.Time) })
+	var all []*question
+	var q *question
+	for _, ev := range order {
+		if q == nil || q.keyBytes > maxListed {
+			q = &question{orgs: map[string]bool{}, keys: map[string]bool{}, ids: map[string]bool{}, lo: ev.Time.UnixNano()}
+			all = append(all, q)
+		}
+		q.keyBytes += note(q.orgs, ev.OrgID) + note(q.keys, ev.KeyID)
+		q.idBytes += note(q.ids, ev.ID)
+		q.hi = ev.Time.UnixNano()
+	}
+	return all
+}
+
+// note adds a value to a list, and says how many bytes of SQL that adds at most.
+func note(list map[string]bool, value string) int {
+	if list[value] {
+		return 0
+	}
+	list[value] = true
+	return 2*len(value) + len("'', ")
+}
+
+// answer calls found for what ClickHouse holds of the keys in that time.
+func (w *worker) answer(ctx context.Context, b *batch, q *question, found func(identity)) error {
 	query := fmt.Sprintf(`SELECT key_id, id, toUnixTimestamp64Nano(time) FROM usage_events
 WHERE org_id IN (%s) AND key_id IN (%s) AND time >= fromUnixTimestamp64Nano(%d) AND time <= fromUnixTimestamp64Nano(%d)
 AND NOT (stream = %s AND partition = %d AND sequence BETWEEN %d AND %d)`,
-		list(orgs), list(keys), lo, hi, literal(w.stream), w.p.Number, b.first, b.last)
+		list(q.orgs), list(q.keys), q.lo, q.hi, literal(w.stream), w.p.Number, b.first, b.last)
+	if q.idBytes <= maxListed {
+		query += " AND id IN (" + list(q.ids) + ")" // else it is about as many rows as are wanted anyway
+	}
 	rows, err := w.c.store.Conn.Query(ctx, query)
 	if err != nil {
-		return nil, fmt.Errorf("look for duplicates: %w", err)
+		return err
 	}
 	defer rows.Close()
-	stored := map[identity]bool{}
 	for rows.Next() {
 		var id identity
 		if err := rows.Scan(&id.key, &id.id, &id.ns); err != nil {
-			return nil, fmt.Errorf("look for duplicates: %w", err)
+			return err
 		}
-		if wanted[id] {
-			stored[id] = true
-		}
+		found(id)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("look for duplicates: %w", err)
-	}
-	return stored, nil
+	return rows.Err()
 }
 
 func (w *worker) countRows(ctx context.Context, b *batch) (map[int]uint64, error) {

@@ -55,10 +55,10 @@ func newMetrics(reg prometheus.Registerer, partitions int) *metrics {
 			Name: "latchkey_collector_retries_total", Help: "Steps that failed and were tried again.",
 		}),
 		lagEvents: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "latchkey_collector_lag_events", Help: "Events that wait in JetStream, estimated from the messages.",
+			Name: "latchkey_collector_lag_events", Help: "Events of the partition that are not stored yet, estimated from the messages.",
 		}, []string{"partition"}),
 		lagSeconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "latchkey_collector_lag_seconds", Help: "How long the latest message that was fetched had waited.",
+			Name: "latchkey_collector_lag_seconds", Help: "Age of the oldest message of the partition that is not stored yet.",
 		}, []string{"partition"}),
 		owned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "latchkey_collector_partition_owned", Help: "Whether this process owns the partition.",
@@ -95,18 +95,16 @@ func (m *metrics) owns(partition int, owned bool) {
 	if owned {
 		v = 1
 	}
-	label := strconv.Itoa(partition)
-	m.owned.WithLabelValues(label).Set(v)
+	m.owned.WithLabelValues(strconv.Itoa(partition)).Set(v)
 	if !owned {
-		m.lagEvents.WithLabelValues(label).Set(0)
-		m.lagSeconds.WithLabelValues(label).Set(0)
+		m.lag(partition, bus.Lag{})
 	}
 }
 
-func (m *metrics) lag(partition int, last *bus.Message, eventsPerMessage float64) {
+func (m *metrics) lag(partition int, lag bus.Lag) {
 	label := strconv.Itoa(partition)
-	m.lagEvents.WithLabelValues(label).Set(float64(last.Pending) * eventsPerMessage)
-	m.lagSeconds.WithLabelValues(label).Set(max(0, time.Since(last.Time).Seconds()))
+	m.lagEvents.WithLabelValues(label).Set(float64(lag.Events))
+	m.lagSeconds.WithLabelValues(label).Set(lag.Age.Seconds())
 }
 
 func (m *metrics) insert(rows int, took time.Duration, err error) {

@@ -78,8 +78,10 @@ func (s *sink) store(ctx context.Context, p *bus.Partition, msgs []*bus.Message)
 		}
 	}
 	for table, rows := range tables {
+		attempts := 0
 		if err := s.untilDone(ctx, p, "insert into "+table, func(ctx context.Context) error {
-			return s.c.append(ctx, table, rows)
+			attempts++
+			return s.c.append(ctx, table, rows, s.c.patience(attempts))
 		}); err != nil {
 			return err
 		}
@@ -96,8 +98,8 @@ func (s *sink) untilDone(ctx context.Context, p *bus.Partition, what string, try
 }
 
 // append inserts rows, whose values are in the order of the table's columns.
-func (c *Service) append(ctx context.Context, table string, rows [][]any) error {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.InsertTimeout)
+func (c *Service) append(ctx context.Context, table string, rows [][]any, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	b, err := c.store.Conn.PrepareBatch(ctx, "INSERT INTO "+table)
 	if err != nil {

@@ -51,6 +51,9 @@ func (c *Service) own(ctx context.Context, p *bus.Partition) error {
 		stream: c.stream, intents: intents{kv: c.intentKV, key: strconv.Itoa(p.Number)},
 	}
 	defer w.giveBack()
+	watch, stopWatching := context.WithCancel(ctx)
+	defer every(lagInterval, func() { w.measureLag(watch) })()
+	defer stopWatching()
 	intent, err := w.begin(ctx)
 	if err != nil {
 		return err
@@ -81,7 +84,7 @@ func (w *worker) begin(ctx context.Context) (Intent, error) {
 	if err != nil {
 		return Intent{}, err
 	}
-	if err := w.untilDone(ctx, "recall stored events", func(ctx context.Context) (err error) {
+	if err := w.ask(ctx, "recall stored events", func(ctx context.Context) (err error) {
 		w.seen, err = w.recall(ctx)
 		return err
 	}); err != nil {
@@ -120,7 +123,6 @@ func (w *worker) collect(ctx context.Context, intent Intent) error {
 				return nil
 			}
 			w.queue = msgs
-			w.c.metrics.lag(w.p.Number, msgs[len(msgs)-1], w.batch.eventsPerMessage())
 		}
 		if w.batch.messages == 0 && w.large == nil && behind(w.queue) {
 			if err := w.borrow(ctx); err != nil {
@@ -194,13 +196,6 @@ func (w *worker) giveBack() {
 		w.c.large <- w.large
 		w.large = nil
 	}
-}
-
-func (b *batch) eventsPerMessage() float64 {
-	if b.messages == 0 {
-		return 1
-	}
-	return float64(b.events) / float64(b.messages)
 }
 
 // take decodes one message into the batch.
@@ -295,7 +290,7 @@ func (w *worker) settle(ctx context.Context) (duplicates int, err error) {
 		return 0, nil
 	}
 	var stored map[identity]bool
-	if err := w.untilDone(ctx, "look for duplicates", func(ctx context.Context) (err error) {
+	if err := w.ask(ctx, "look for duplicates", func(ctx context.Context) (err error) {
 		stored, err = w.storedAlready(ctx, b, b.suspects)
 		return err
 	}); err != nil {
@@ -364,7 +359,7 @@ func (w *worker) insert(ctx context.Context, intent Intent) error {
 			attempts := 0
 			if err := w.untilDone(ctx, "insert events", func(ctx context.Context) error {
 				attempts++
-				return w.insertBlock(ctx, m.block, token)
+				return w.insertBlock(ctx, m.block, token, w.c.patience(attempts))
 			}); err != nil {
 				return err
 			}
@@ -389,14 +384,14 @@ func (w *worker) insert(ctx context.Context, intent Intent) error {
 // storedRows counts the rows of the batch in ClickHouse by month. Each month is
 // there as a whole or not at all.
 func (w *worker) storedRows(ctx context.Context) (rows map[int]uint64, err error) {
-	err = w.untilDone(ctx, "count the rows of the batch", func(ctx context.Context) (err error) {
+	err = w.ask(ctx, "count the rows of the batch", func(ctx context.Context) (err error) {
 		rows, err = w.countRows(ctx, &w.batch)
 		return err
 	})
 	return rows, err
 }
 
-func (w *worker) insertBlock(ctx context.Context, r *rows.Block, token string) error {
+func (w *worker) insertBlock(ctx context.Context, r *rows.Block, token string, limit time.Duration) error {
 	var in *store.Inserter
 	for in == nil {
 		wctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -409,7 +404,7 @@ func (w *worker) insertBlock(ctx context.Context, r *rows.Block, token string) e
 		w.p.Touch()
 	}
 	defer w.c.pool.Put(in)
-	ictx, cancel := context.WithTimeout(ctx, w.c.cfg.InsertTimeout)
+	ictx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	began := time.Now()
 	err := in.Insert(ictx, "usage_events", r.Input(), InsertSettings(token)...)
@@ -451,7 +446,7 @@ func (w *worker) putAside(ctx context.Context) (rerouted int, err error) {
 			}
 			// The stream only gets room by what we acknowledge: waiting here
 			// might wait for ever.
-			return w.c.bury(ctx, bus.Usage, dead{m.message, -1, m.message.ContentType(), m.message.Data, err})
+			return w.c.bury(ctx, bus.Usage, m.dead(err))
 		}); err != nil {
 			return 0, err
 		}
@@ -462,6 +457,23 @@ func (w *worker) putAside(ctx context.Context) (rerouted int, err error) {
 // untilDone tries again for ever, with growing pauses, and keeps the partition.
 func (w *worker) untilDone(ctx context.Context, what string, try func(context.Context) error) error {
 	return untilDone(ctx, w.log, what, w.p.Touch, w.c.metrics.retries.Inc, try)
+}
+
+// ask is untilDone for a question to ClickHouse, whose answer may never come.
+func (w *worker) ask(ctx context.Context, what string, try func(context.Context) error) error {
+	attempts := 0
+	return w.untilDone(ctx, what, func(ctx context.Context) error {
+		attempts++
+		ctx, cancel := context.WithTimeout(ctx, w.c.patience(attempts))
+		defer cancel()
+		return try(ctx)
+	})
+}
+
+// patience is how long an attempt may take: an answer that was lost is not waited
+// for long, and a ClickHouse that is slow gets the time that it needs.
+func (c *Service) patience(attempt int) time.Duration {
+	return c.cfg.InsertTimeout << min(attempt-1, 5)
 }
 
 func untilDone(ctx context.Context, log *slog.Logger, what string, touch func(), count func(), try func(context.Context) error) error {
@@ -491,20 +503,41 @@ func untilDone(ctx context.Context, log *slog.Logger, what string, touch func(),
 }
 
 // keepTouching renews the claim on the partition while something takes long.
-func keepTouching(touch func()) (stop func()) {
+func keepTouching(touch func()) (stop func()) { return every(time.Second, touch) }
+
+// every does something now and at each interval until stop is called, and has
+// ended by then.
+func every(interval time.Duration, do func()) (stop func()) {
 	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		t := time.NewTicker(2 * time.Second)
+		t := time.NewTicker(interval)
 		defer t.Stop()
 		for {
+			do()
 			select {
 			case <-done:
 				return
 			case <-t.C:
-				touch()
 			}
 		}
 	}()
 	return func() { close(done); <-ended }
+}
+
+// lagInterval is how often an owner looks how far behind it is.
+const lagInterval = 3 * time.Second
+
+// measureLag asks JetStream, for an owner that waits for ClickHouse does not see
+// what comes meanwhile.
+func (w *worker) measureLag(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lagInterval)
+	defer cancel()
+	info, err := w.p.Info(ctx)
+	if err != nil {
+		return // the next look may work
+	}
+	if lag, err := bus.ReadLag(ctx, w.c.usage, info); err == nil {
+		w.c.metrics.lag(w.p.Number, lag)
+	}
 }
