@@ -77,33 +77,37 @@ func TestDecode(t *testing.T) {
 			jsonType, "[" + good + `,{"id":tru},` + good + "]",
 			[]string{"ok", "not valid JSON", "ok"},
 		},
-		"element of another kind": {jsonType, `[1,"x",null,[` + good + `],` + good + "]", []string{"an event is", "an event is", "an event is", "an event is", "ok"}},
-		"element unterminated":    {jsonType, "[" + good + `,{"id":"a},` + good + "]", []string{"ok", "not valid JSON"}},
-		"array unterminated":      {jsonType, "[" + good, []string{"ok", "not valid JSON"}},
-		"comma missing":           {jsonType, "[" + good + good + "]", []string{"ok", "not valid JSON"}},
-		"comma before the end":    {jsonType, "[" + good + ",]", []string{"ok", "not valid JSON"}},
-		"after the array":         {jsonType, "[" + good + "] x", []string{"ok", "not valid JSON"}},
-		"two objects":             {jsonType, good + good, []string{"ok", "data after the first event"}},
-		"nulls are absent":        {jsonType, with(`"status":201`, `"status":null,"id":null`), []string{"ok"}},
-		"unknown fields":          {jsonType, with(`"status"`, `"x":{"a":[1,{"b":"}"}]},"y":-1.5e3,"status"`), []string{"ok"}},
-		"unknown field broken":    {jsonType, with(`"status"`, `"x":{"a":[1},"status"`), []string{"not valid JSON"}},
-		"offset":                  {jsonType, with("17:40:00.123Z", "19:40:00.123+02:00"), []string{"ok"}},
-		"time ahead":              {jsonType, with("17:40", "18:06"), []string{"time 2026-11-21T18:06:00Z is more than 5m0s in the future"}},
-		"time a little ahead":     {jsonType, with("17:40", "18:04"), []string{"ok"}},
-		"time of another form":    {jsonType, with("2026-11-21T17:40:00.123Z", "21.11.2026"), []string{`time "21.11.2026" is not RFC 3339`}},
-		"time as a number":        {jsonType, with(`"2026-11-21T17:40:00.123Z"`, "1763746800"), []string{"time is the number 1763746800"}},
-		"no such day":             {jsonType, with("11-21", "02-30"), []string{"time"}},
-		"address":                 {jsonType, with("203.0.113.7", "203.0.113.700"), []string{`source_ip "203.0.113.700" is no IP address`}},
-		"address with a zone":     {jsonType, with("203.0.113.7", "fe80::1%eth0"), []string{`source_ip "fe80::1%eth0" has a zone`}},
-		"status as text":          {jsonType, with("201", `"201"`), []string{"status is a string, want a whole number"}},
-		"status as a fraction":    {jsonType, with("201", `201.5`), []string{"status is 201.5, want a whole number"}},
-		"status below zero":       {jsonType, with("201", `-1`), []string{"status is -1, want a whole number"}},
-		"status too large":        {jsonType, with("201", `2010`), []string{"status 2010 is no HTTP status"}},
-		"key missing":             {jsonType, with(`"key_id":"key_01J",`, ""), []string{"key_id is required"}},
-		"key with blanks":         {jsonType, with("key_01J", "a b"), []string{"key_id has ' ' at 1"}},
-		"deny unexplained":        {jsonType, with(`"decision":"allow"`, `"decision":"deny"`), []string{"ok"}},
-		"deny for nothing known":  {jsonType, with(`"decision":"allow","deny_reason":""`, `"decision":"deny","deny_reason":"mood"`), []string{`deny_reason "mood"`}},
-		"several at once":         {jsonType, `{"time":"x","status":1.5}`, []string{`time "x" is not RFC 3339; status is 1.5`}},
+		"element of another kind":  {jsonType, `[1,"x",null,[` + good + `],` + good + "]", []string{"an event is", "an event is", "an event is", "an event is", "ok"}},
+		"element unterminated":     {jsonType, "[" + good + `,{"id":"a},` + good + "]", []string{"ok", "not valid JSON"}},
+		"array unterminated":       {jsonType, "[" + good, []string{"ok", "not valid JSON"}},
+		"comma missing":            {jsonType, "[" + good + good + "]", []string{"ok", "not valid JSON"}},
+		"comma before the end":     {jsonType, "[" + good + ",]", []string{"ok", "not valid JSON"}},
+		"after the array":          {jsonType, "[" + good + "] x", []string{"ok", "not valid JSON"}},
+		"two objects":              {jsonType, good + good, []string{"ok", "data after the first event"}},
+		"nulls are absent":         {jsonType, with(`"status":201`, `"status":null,"id":null`), []string{"ok"}},
+		"unknown fields":           {jsonType, with(`"status"`, `"x":{"a":[1,{"b":"}"}]},"y":-1.5e3,"status"`), []string{"ok"}},
+		"unknown field broken":     {jsonType, with(`"status"`, `"x":{"a":[1},"status"`), []string{"not valid JSON"}},
+		"offset":                   {jsonType, with("17:40:00.123Z", "19:40:00.123+02:00"), []string{"ok"}},
+		"offset of another sort":   {jsonType, with("17:40:00.123Z", "17:40:00.123+0200"), []string{`time "2026`}},
+		"unknown field escaped":    {jsonType, with(`"status"`, `"x":["\u00e9\n\"",-0.5E+3,{}],"status"`), []string{"ok"}},
+		"unknown field misescaped": {jsonType, with(`"status"`, `"x":["\u00g9"],"status"`), []string{"not valid JSON"}},
+		"unknown number broken":    {jsonType, with(`"status"`, `"x":01,"status"`), []string{"not valid JSON"}},
+		"time ahead":               {jsonType, with("17:40", "18:06"), []string{"time 2026-11-21T18:06:00Z is more than 5m0s in the future"}},
+		"time a little ahead":      {jsonType, with("17:40", "18:04"), []string{"ok"}},
+		"time of another form":     {jsonType, with("2026-11-21T17:40:00.123Z", "21.11.2026"), []string{`time "21.11.2026" is not RFC 3339`}},
+		"time as a number":         {jsonType, with(`"2026-11-21T17:40:00.123Z"`, "1763746800"), []string{"time is the number 1763746800"}},
+		"no such day":              {jsonType, with("11-21", "02-30"), []string{"time"}},
+		"address":                  {jsonType, with("203.0.113.7", "203.0.113.700"), []string{`source_ip "203.0.113.700" is no IP address`}},
+		"address with a zone":      {jsonType, with("203.0.113.7", "fe80::1%eth0"), []string{`source_ip "fe80::1%eth0" has a zone`}},
+		"status as text":           {jsonType, with("201", `"201"`), []string{"status is a string, want a whole number"}},
+		"status as a fraction":     {jsonType, with("201", `201.5`), []string{"status is 201.5, want a whole number"}},
+		"status below zero":        {jsonType, with("201", `-1`), []string{"status is -1, want a whole number"}},
+		"status too large":         {jsonType, with("201", `2010`), []string{"status 2010 is no HTTP status"}},
+		"key missing":              {jsonType, with(`"key_id":"key_01J",`, ""), []string{"key_id is required"}},
+		"key with blanks":          {jsonType, with("key_01J", "a b"), []string{"key_id has ' ' at 1"}},
+		"deny unexplained":         {jsonType, with(`"decision":"allow"`, `"decision":"deny"`), []string{"ok"}},
+		"deny for nothing known":   {jsonType, with(`"decision":"allow","deny_reason":""`, `"decision":"deny","deny_reason":"mood"`), []string{`deny_reason "mood"`}},
+		"several at once":          {jsonType, `{"time":"x","status":1.5}`, []string{`time "x" is not RFC 3339; status is 1.5`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -214,6 +218,27 @@ func TestValidateDoesNotAllocate(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestDecodeUnusualTexts(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		`\ud83d\ude00 \"\\\/\b\f\n\r\t`: "😀 \"\\/\b\f\n\r\t", `half \ud83d!`: "half \ufffd!", "broken \xff \\n": "broken \ufffd \n", `\ufffd`: "\ufffd",
+	} {
+		events, _ := decode(t, usage.ContentTypeJSON, with("terraform/1.9", text))
+		if len(events) != 1 || events[0].UserAgent != want {
+			t.Errorf("%s: %+v", text, events)
+		}
+	}
+	for text, want := range map[string]string{
+		"2024-02-29T23:30:00-01:00": "2024-03-01T00:30:00Z", "2026-01-31T00:00:00.5+00:30": "2026-01-30T23:30:00.5Z",
+		"2026-05-31T10:00:00.1234567891Z": "2026-05-31T10:00:00.123456789Z", "2026-02-29T10:00:00Z": "", "2026-04-31T10:00:00Z": "", "2026-04-30T10:00:00+25:00": "",
+	} {
+		events, _ := decode(t, usage.ContentTypeJSON, with("2026-11-21T17:40:00.123Z", text))
+		if got := len(events) == 1; got != (want != "") || got && events[0].Time.Format(time.RFC3339Nano) != want {
+			t.Errorf("%s: %+v", text, events)
+		}
 	}
 }
 

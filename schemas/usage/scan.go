@@ -1,6 +1,7 @@
 package usage
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 	"unsafe"
 )
@@ -142,7 +144,10 @@ func (s *scanner) text() ([]byte, error) {
 			if !odd && utf8.Valid(data[start:i]) {
 				return data[start:i], nil
 			}
-			var out string
+			if out, ok := unescape(data[start:i]); ok {
+				return out, nil
+			}
+			var out string // says what becomes of broken UTF-8 and half surrogates
 			if err := json.Unmarshal(data[start-1:i+1], &out); err != nil {
 				s.pos = start
 				return nil, s.syntax("broken string")
@@ -158,6 +163,64 @@ func (s *scanner) text() ([]byte, error) {
 	}
 	s.pos = len(data)
 	return nil, s.syntax("unterminated string")
+}
+
+// unescape is the text of a string between its quotes. It leaves to encoding/json
+// what is not plain: broken escapes, surrogates without their half, broken UTF-8.
+func unescape(raw []byte) ([]byte, bool) {
+	out := make([]byte, 0, len(raw))
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			out = append(out, raw[i])
+			continue
+		}
+		if i++; i >= len(raw) {
+			return nil, false
+		}
+		if raw[i] != 'u' {
+			c := escapes[raw[i]]
+			if c == 0 {
+				return nil, false
+			}
+			out = append(out, c)
+			continue
+		}
+		r := hexRune(raw[i+1:])
+		i += 4
+		if utf16.IsSurrogate(r) && i+2 < len(raw) && raw[i+1] == '\\' && raw[i+2] == 'u' {
+			r = utf16.DecodeRune(r, hexRune(raw[i+3:]))
+			i += 6
+		}
+		if r < 0 || r == utf8.RuneError || utf16.IsSurrogate(r) {
+			return nil, false
+		}
+		out = utf8.AppendRune(out, r)
+	}
+	return out, utf8.Valid(out)
+}
+
+// escapes are what the letters behind a backslash stand for.
+var escapes = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
+
+// hexRune reads the four digits of \u, and is negative if they are none.
+func hexRune(b []byte) rune {
+	if len(b) < 4 {
+		return -1
+	}
+	var r rune
+	for _, c := range b[:4] {
+		switch {
+		case '0' <= c && c <= '9':
+			r = r<<4 | rune(c-'0')
+		case 'a' <= c && c <= 'f':
+			r = r<<4 | rune(c-'a'+10)
+		case 'A' <= c && c <= 'F':
+			r = r<<4 | rune(c-'A'+10)
+		default:
+			return -1
+		}
+	}
+	return r
 }
 
 // bracketed finds the end of an object or array by its brackets alone.
@@ -226,25 +289,132 @@ func (s *scanner) skip() error {
 		return s.syntax("unexpected end")
 	}
 	start := s.pos
-	switch c := s.data[s.pos]; {
-	case c == '"':
+	if s.data[start] == '"' {
 		_, err := s.text()
 		return err
-	case c == '{', c == '[':
-		if !s.bracketed() || !json.Valid(s.data[start:s.pos]) {
-			s.pos = start
-			return s.syntax("broken value")
-		}
-		return nil
 	}
-	for !s.end() && !delimiter(s.data[s.pos]) {
-		s.pos++
-	}
-	if !json.Valid(s.data[start:s.pos]) {
+	if !s.valid(0) || !s.end() && !delimiter(s.data[s.pos]) {
 		s.pos = start
 		return s.syntax("broken value")
 	}
 	return nil
+}
+
+// maxDepth is how deep encoding/json goes.
+const maxDepth = 10_000
+
+// valid moves behind one value, and reports false if it is not JSON.
+func (s *scanner) valid(depth int) bool {
+	if s.end() || depth > maxDepth {
+		return false
+	}
+	switch c := s.data[s.pos]; c {
+	case '"':
+		return s.validText()
+	case '{', '[':
+		return s.validBrackets(depth)
+	case 't':
+		return s.literal("true")
+	case 'f':
+		return s.literal("false")
+	case 'n':
+		return s.literal("null")
+	}
+	return s.number()
+}
+
+// validBrackets is valid for an object or array.
+func (s *scanner) validBrackets(depth int) bool {
+	object := s.data[s.pos] == '{'
+	closing := s.data[s.pos] + 2 // '}' and ']' in ASCII
+	s.pos++
+	if s.space(); s.take(closing) {
+		return true
+	}
+	for {
+		s.space()
+		if object {
+			if !s.validText() {
+				return false
+			}
+			if s.space(); !s.take(':') {
+				return false
+			}
+			s.space()
+		}
+		if !s.valid(depth + 1) {
+			return false
+		}
+		if s.space(); s.take(closing) {
+			return true
+		}
+		if !s.take(',') {
+			return false
+		}
+	}
+}
+
+// validText is valid for a string.
+func (s *scanner) validText() bool {
+	if !s.take('"') {
+		return false
+	}
+	for ; s.pos < len(s.data); s.pos++ {
+		switch c := s.data[s.pos]; {
+		case c == '"':
+			s.pos++
+			return true
+		case c < 0x20:
+			return false
+		case c == '\\':
+			if s.pos++; s.end() {
+				return false
+			}
+			if s.data[s.pos] == 'u' {
+				if hexRune(s.data[s.pos+1:]) < 0 {
+					return false
+				}
+				s.pos += 4
+			} else if escapes[s.data[s.pos]] == 0 {
+				return false
+			}
+		}
+	}
+	return false
+}
+
+func (s *scanner) literal(word string) bool {
+	if !bytes.HasPrefix(s.data[s.pos:], []byte(word)) {
+		return false
+	}
+	s.pos += len(word)
+	return true
+}
+
+// number is valid for a number.
+func (s *scanner) number() bool {
+	s.take('-')
+	if !s.take('0') && !s.digits() {
+		return false
+	}
+	if s.take('.') && !s.digits() {
+		return false
+	}
+	if s.take('e') || s.take('E') {
+		if !s.take('+') {
+			s.take('-')
+		}
+		return s.digits()
+	}
+	return true
+}
+
+func (s *scanner) digits() bool {
+	start := s.pos
+	for !s.end() && '0' <= s.data[s.pos] && s.data[s.pos] <= '9' {
+		s.pos++
+	}
+	return s.pos > start
 }
 
 func delimiter(c byte) bool {
@@ -430,9 +600,9 @@ func parseAddr(b []byte) (netip.Addr, error) {
 	return addr, nil
 }
 
-// parseTime reads RFC 3339; the usual form in UTC without any detour.
+// parseTime reads RFC 3339, and leaves to package time what is unusual or wrong.
 func parseTime(b []byte) (time.Time, error) {
-	if t, ok := parseUTC(b); ok {
+	if t, ok := parseUsual(b); ok {
 		return t, nil
 	}
 	var t time.Time
@@ -442,8 +612,8 @@ func parseTime(b []byte) (time.Time, error) {
 	return t.UTC(), nil
 }
 
-func parseUTC(b []byte) (time.Time, bool) {
-	if len(b) < 20 || len(b) > 30 || b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' || b[len(b)-1] != 'Z' {
+func parseUsual(b []byte) (time.Time, bool) {
+	if len(b) < 20 || len(b) > 35 || b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' {
 		return time.Time{}, false
 	}
 	y1, ok1 := pair(b[0:])
@@ -453,26 +623,56 @@ func parseUTC(b []byte) (time.Time, bool) {
 	ho, ok5 := pair(b[11:])
 	mi, ok6 := pair(b[14:])
 	se, ok7 := pair(b[17:])
-	if !(ok1 && ok2 && ok3 && ok4 && ok5 && ok6 && ok7) || mo < 1 || mo > 12 || da < 1 || da > 28 || ho > 23 || mi > 59 || se > 59 {
-		// The 29th to the 31st are left to the long way, which knows the months.
+	frac, offset, ok8 := cutZone(b[19:])
+	ns, ok9 := nanoseconds(frac)
+	if !(ok1 && ok2 && ok3 && ok4 && ok5 && ok6 && ok7 && ok8 && ok9) || mo < 1 || mo > 12 || da < 1 || ho > 23 || mi > 59 || se > 59 {
 		return time.Time{}, false
 	}
+	t := time.Date(y1*100+y2, time.Month(mo), da, ho, mi, se, ns, time.UTC)
+	if t.Day() != da {
+		return time.Time{}, false // the month is shorter
+	}
+	return t.Add(-offset), true
+}
+
+// cutZone takes the zone off the end of a time.
+func cutZone(b []byte) (rest []byte, offset time.Duration, ok bool) {
+	if b[len(b)-1] == 'Z' {
+		return b[:len(b)-1], 0, true
+	}
+	if len(b) < 6 {
+		return nil, 0, false
+	}
+	rest, zone := b[:len(b)-6], b[len(b)-6:]
+	ho, ok1 := pair(zone[1:])
+	mi, ok2 := pair(zone[4:])
+	offset = time.Duration(ho)*time.Hour + time.Duration(mi)*time.Minute
+	if zone[0] == '-' {
+		offset = -offset
+	}
+	return rest, offset, ok1 && ok2 && zone[3] == ':' && (zone[0] == '+' || zone[0] == '-') && ho < 24 && mi < 60
+}
+
+// nanoseconds reads the fraction of a second, its dot included; more than nine
+// digits are left to package time.
+func nanoseconds(frac []byte) (int, bool) {
+	if len(frac) == 0 {
+		return 0, true
+	}
+	if frac[0] != '.' || len(frac) == 1 || len(frac) > 10 {
+		return 0, false
+	}
 	ns := 0
-	if frac := b[19 : len(b)-1]; len(frac) > 0 {
-		if frac[0] != '.' || len(frac) == 1 {
-			return time.Time{}, false
-		}
-		for i := 1; i < 10; i++ {
-			ns *= 10
-			if i < len(frac) {
-				if frac[i] < '0' || frac[i] > '9' {
-					return time.Time{}, false
-				}
-				ns += int(frac[i] - '0')
+	for i := 1; i < 10; i++ {
+		ns *= 10
+		if i < len(frac) {
+			if frac[i] < '0' || frac[i] > '9' {
+				return 0, false
 			}
+			ns += int(frac[i] - '0')
 		}
 	}
-	return time.Date(y1*100+y2, time.Month(mo), da, ho, mi, se, ns, time.UTC), true
+	return ns, true
 }
 
 func pair(b []byte) (int, bool) {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"maps"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strconv"
 	"time"
@@ -55,20 +56,27 @@ type RejectedLines struct {
 func Backtest(ctx context.Context, r io.Reader, opts BacktestOptions) (*Report, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	decoders := runtime.GOMAXPROCS(0)
 	b := &backtest{
 		engine: anomaly.New(anomaly.Options{Budget: opts.Budget, Locate: opts.Locate}),
-		full:   make(chan *batch, 4), free: make(chan *batch, 8), reasons: map[string]*RejectedLines{}, alerts: map[string]alert.Alert{},
+		text:   make(chan *batch, decoders), order: make(chan *batch, 3*decoders), free: make(chan *batch, 3*decoders),
+		reasons: map[string]*RejectedLines{}, alerts: map[string]alert.Alert{},
 	}
 	for range cap(b.free) {
-		b.free <- &batch{}
+		b.free <- &batch{decoded: make(chan struct{}, 1)}
+	}
+	for range decoders {
+		go b.decodeAll()
 	}
 	go func() {
-		defer close(b.full)
+		defer close(b.order)
+		defer close(b.text)
 		if err := b.read(ctx, r); err != nil {
 			cancel(err)
 		}
 	}()
-	for batch := range b.full {
+	for batch := range b.order {
+		<-batch.decoded
 		b.learn(batch)
 		b.free <- batch
 	}
@@ -78,23 +86,27 @@ func Backtest(ctx context.Context, r io.Reader, opts BacktestOptions) (*Report, 
 	return b.report(), nil
 }
 
-// backtest decodes in one goroutine and learns in another.
+// backtest reads in one goroutine, decodes in as many as there are processors, and
+// learns in another, in the order of the file.
 type backtest struct {
-	engine     *anomaly.Engine
-	decoder    usage.Decoder
-	full, free chan *batch
-	events     int64
-	rejected   int64
-	reasons    map[string]*RejectedLines
-	alerts     map[string]alert.Alert
+	engine *anomaly.Engine
+	// text are the batches to decode, order all that are to be learned from, free
+	// those to be read into.
+	text, order, free chan *batch
+	events            int64
+	rejected          int64
+	reasons           map[string]*RejectedLines
+	alerts            map[string]alert.Alert
 }
 
-// batch is a piece of the file, decoded.
+// batch is a piece of the file.
 type batch struct {
-	text     []byte
-	line     int64 // of the first byte
-	events   []usage.Event
-	rejected []rejection
+	text        []byte
+	contentType string
+	line        int64         // of the first byte
+	decoded     chan struct{} // receives once events and rejected are there
+	events      []usage.Event
+	rejected    []rejection
 }
 
 type rejection struct {
@@ -134,8 +146,7 @@ func (b *backtest) read(ctx context.Context, r io.Reader) error {
 		}
 		batch.line = line
 		line += int64(bytes.Count(batch.text, []byte{'\n'}))
-		b.decode(batch, usage.ContentTypeNDJSON)
-		b.full <- batch
+		b.send(batch, usage.ContentTypeNDJSON)
 		if errors.Is(readErr, io.EOF) {
 			return nil
 		}
@@ -194,9 +205,22 @@ func (b *backtest) readArray(ctx context.Context, in io.Reader) error {
 		return fmt.Errorf("read events: %w", err)
 	}
 	batch.line = 1
-	b.decode(batch, usage.ContentTypeJSON)
-	b.full <- batch
+	b.send(batch, usage.ContentTypeJSON)
 	return nil
+}
+
+func (b *backtest) send(batch *batch, contentType string) {
+	batch.contentType = contentType
+	b.order <- batch
+	b.text <- batch
+}
+
+func (b *backtest) decodeAll() {
+	var d usage.Decoder
+	for batch := range b.text {
+		batch.decode(&d)
+		batch.decoded <- struct{}{}
+	}
 }
 
 func (b *backtest) take(ctx context.Context) (*batch, error) {
@@ -208,25 +232,25 @@ func (b *backtest) take(ctx context.Context) (*batch, error) {
 	}
 }
 
-func (b *backtest) decode(batch *batch, contentType string) {
-	batch.events, batch.rejected = batch.events[:0], batch.rejected[:0]
+func (b *batch) decode(d *usage.Decoder) {
+	b.events, b.rejected = b.events[:0], b.rejected[:0]
 	place := func(i int) int64 { return int64(i) + 1 }
-	if contentType == usage.ContentTypeNDJSON {
-		rows := lineCounter{text: batch.text, line: batch.line}
+	if b.contentType == usage.ContentTypeNDJSON {
+		rows := lineCounter{text: b.text, line: b.line}
 		place = rows.of
 	}
-	err := b.decoder.Decode(contentType, batch.text, anyTime, func(i int, ev *usage.Event, bad error) {
+	err := d.Decode(b.contentType, b.text, anyTime, func(i int, ev *usage.Event, bad error) {
 		if bad != nil {
-			batch.rejected = append(batch.rejected, rejection{place(i), bad.Error()})
+			b.rejected = append(b.rejected, rejection{place(i), bad.Error()})
 			return
 		}
-		batch.events = append(batch.events, *ev)
+		b.events = append(b.events, *ev)
 		if ev.ID == "" {
-			batch.events[len(batch.events)-1].ID = "line:" + strconv.FormatInt(place(i), 10)
+			b.events[len(b.events)-1].ID = "line:" + strconv.FormatInt(place(i), 10)
 		}
 	})
 	if err != nil {
-		batch.rejected = append(batch.rejected, rejection{batch.line, err.Error()})
+		b.rejected = append(b.rejected, rejection{b.line, err.Error()})
 	}
 }
 

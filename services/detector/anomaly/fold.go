@@ -19,19 +19,28 @@ const (
 	foldLength   = 96
 )
 
-// foldTable remembers the latest foldings, one per slot.
+// foldTable remembers the latest foldings, one per slot, and the latest folded
+// paths, which are few where the paths are many.
 type foldTable struct {
-	seed  maphash.Seed // decides what is remembered, never what is answered
-	slots []foldSlot
+	seed    maphash.Seed // decides what is remembered, never what is answered
+	slots   []foldSlot
+	known   map[request]*folded
+	scratch []byte
 }
+
+// request is a method and a folded path.
+type request struct{ method, path string }
 
 type foldSlot struct {
 	method, path string
-	folded
+	folded       *folded
+	// missed is the hash of the latest request that was not the slot's. Only one that
+	// comes twice on end takes the slot: most paths with an identifier come once.
+	missed uint64
 }
 
 func newFoldTable() foldTable {
-	return foldTable{seed: maphash.MakeSeed(), slots: make([]foldSlot, foldCache)}
+	return foldTable{seed: maphash.MakeSeed(), slots: make([]foldSlot, foldCache), known: map[request]*folded{}}
 }
 
 // fold is a pure function of method and path.
@@ -41,74 +50,119 @@ func (t *foldTable) fold(method, path string) *folded {
 		h += uint64(method[0])<<4 + uint64(len(method))
 	}
 	s := &t.slots[h%foldCache]
-	if s.path == path && s.method == method && s.hash != 0 {
-		return &s.folded
+	if s.folded != nil && s.path == path && s.method == method {
+		return s.folded
 	}
-	name := foldPath(path)
-	f := folded{name: name, areaHash: hashString(area(method, name), 2)}
-	if method != "" {
-		f.name = method + " " + name
+	t.scratch = appendFolded(t.scratch[:0], path)
+	f := t.known[request{method, string(t.scratch)}]
+	if f == nil {
+		f = t.learn(strings.Clone(method), string(t.scratch))
 	}
-	f.hash = uint32(hashString(f.name, 1)>>32) | 1
-	*s = foldSlot{strings.Clone(method), strings.Clone(path), f}
-	return &s.folded
+	if s.missed == h {
+		s.method, s.path, s.folded = strings.Clone(method), strings.Clone(path), f
+	}
+	s.missed = h
+	return f
 }
 
-// foldPath replaces what looks like an identifier in a path with {id}.
-func foldPath(path string) string {
-	if i := strings.IndexAny(path, "?#"); i >= 0 {
+func (t *foldTable) learn(method, path string) *folded {
+	f := &folded{name: path, areaHash: hashString(area(method, path), 2)}
+	if method != "" {
+		f.name = method + " " + path
+	}
+	f.hash = uint32(hashString(f.name, 1)>>32) | 1
+	if len(t.known) >= foldCache {
+		clear(t.known)
+	}
+	t.known[request{method, path}] = f
+	return f
+}
+
+// appendFolded appends a path with what looks like an identifier replaced by {id}.
+func appendFolded(b []byte, path string) []byte {
+	if i := strings.IndexByte(path, '?'); i >= 0 {
 		path = path[:i]
 	}
-	var b strings.Builder
-	n := 0
-	for segment := range strings.SplitSeq(path, "/") {
+	if i := strings.IndexByte(path, '#'); i >= 0 {
+		path = path[:i]
+	}
+	rooted := strings.HasPrefix(path, "/")
+	start, n := len(b), 0
+	for len(path) > 0 {
+		segment := path
+		if i := strings.IndexByte(path, '/'); i >= 0 {
+			segment, path = path[:i], path[i+1:]
+		} else {
+			path = ""
+		}
 		if segment == "" {
 			continue
 		}
-		if n++; n > foldSegments || b.Len()+len(segment) > foldLength {
-			b.WriteString("/…")
+		if n++; n > foldSegments || len(b)-start+len(segment) > foldLength {
+			b = append(b, "/…"...)
 			break
 		}
-		if n > 1 || strings.HasPrefix(path, "/") {
-			b.WriteByte('/')
+		if n > 1 || rooted {
+			b = append(b, '/')
 		}
 		if identifier(segment) {
 			segment = "{id}"
 		}
-		b.WriteString(segment)
+		b = append(b, segment...)
 	}
-	if b.Len() == 0 {
-		return "/"
+	if len(b) == start {
+		return append(b, '/')
 	}
-	return b.String()
+	return b
 }
+
+// Classes of the bytes of a path segment.
+const (
+	classDigit = iota + 1
+	classLower
+	classUpper
+	classMark // never in a plain word
+	classJoin // between the parts of a name
+)
+
+var classes = func() (t [256]uint8) {
+	for c := range t {
+		switch {
+		case '0' <= c && c <= '9':
+			t[c] = classDigit
+		case 'a' <= c && c <= 'z':
+			t[c] = classLower
+		case 'A' <= c && c <= 'Z':
+			t[c] = classUpper
+		}
+	}
+	for _, c := range []byte("{}@*<>%=") {
+		t[c] = classMark
+	}
+	for _, c := range []byte("-_.") {
+		t[c] = classJoin
+	}
+	return t
+}()
 
 // identifier reports whether a path segment names one thing rather than a kind
 // of things: a parameter of a template, a number, a UUID, a hash, a prefixed or
 // long mixed token, a mail address.
 func identifier(s string) bool {
-	if strings.ContainsAny(s, "{}@*<>%=") || s[0] == ':' || s[0] == '$' {
+	var of [classJoin + 1]int
+	for i := range len(s) {
+		of[classes[s[i]]]++
+	}
+	if of[classMark] > 0 || s[0] == ':' || s[0] == '$' {
 		return true
 	}
-	digits, letters, upper, lower := 0, 0, 0, 0
-	for i := range len(s) {
-		switch c := s[i]; {
-		case '0' <= c && c <= '9':
-			digits++
-		case 'a' <= c && c <= 'z':
-			letters++
-			lower++
-		case 'A' <= c && c <= 'Z':
-			letters++
-			upper++
-		}
-	}
+	digits, lower, upper := of[classDigit], of[classLower], of[classUpper]
 	switch {
 	case version(s):
 		return false
 	case digits == 0:
-		return len(s) >= 24 && (upper > 2 && lower > 2 || !strings.ContainsAny(s, "-_."))
-	case letters == 0:
+		return len(s) >= 24 && (upper > 2 && lower > 2 || of[classJoin] == 0)
+	case lower+upper == 0:
 		return true
 	case digits >= 3, len(s) >= 16:
 		return true

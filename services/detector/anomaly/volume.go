@@ -97,22 +97,23 @@ func (p *profile) initVolume() {
 	p.Batch, p.Spread, p.Grain = 2, 0.05, 1
 }
 
-// packCount codes a mean count into 16 bits with a relative error of 1/4000.
-func packCount(x float64) uint16 {
-	return uint16(math.Round(min(math.Log2(1+x)*2048, 65535)))
-}
-
-func unpackCount(v uint16) float64 { return math.Exp2(float64(v)/2048) - 1 }
-
 // weekHour is the hour of the week, 0 = Monday 00:00 UTC (1 January 1970 was a Thursday).
 func weekHour(hour int64) int { return int(((hour+72)%168 + 168) % 168) }
 
 // expected is the mean count of an hour: the hour of the week shrunk to the hour
 // of the day shrunk to the key's level.
 func (p *profile) expected(hour int64) float64 {
-	w := weekHour(hour)
+	days, weeks := p.learned()
+	return p.expectedAt(weekHour(hour), days, weeks)
+}
+
+// learned is how many days and weeks count in what is expected.
+func (p *profile) learned() (days, weeks float64) {
 	hours := float64(p.Hours)
-	days, weeks := min(hours/24, 14), min(hours/168, 5)
+	return min(hours/24, 14), min(hours/168, 5)
+}
+
+func (p *profile) expectedAt(w int, days, weeks float64) float64 {
 	daily := (float64(p.Day[w%24])*days + 0.15*float64(p.Level)) / (days + 0.15)
 	return (unpackCount(p.Week[w])*weeks + daily) / (weeks + 1)
 }
@@ -125,7 +126,9 @@ func (p *profile) slotRate(hour int64) float64 {
 	if !p.even() {
 		beside = 0.7
 	}
-	x := max(p.expected(hour), beside*p.expected(hour-1), beside*p.expected(hour+1))
+	days, weeks := p.learned()
+	w := weekHour(hour)
+	x := max(p.expectedAt(w, days, weeks), beside*p.expectedAt((w+167)%168, days, weeks), beside*p.expectedAt((w+1)%168, days, weeks))
 	rise := (float64(p.Actual) + 5) / (float64(p.Expected) + 5)
 	return x * min(max(0.8*rise, 1), 4) // a little more than usual is noise
 }
@@ -216,6 +219,9 @@ func (p *profile) closeHour() {
 // learnExcess keeps what was unusual but no alarm: small excesses by their
 // evidence, bursts by their size.
 func (p *profile) learnExcess(c, lambda float64) {
+	if c == 0 {
+		return // silence is no evidence, and most hours of most keys are silent
+	}
 	if p.Hours < volumeSettled {
 		lambda = max(lambda, 3*float64(p.Level))
 	}
@@ -253,6 +259,9 @@ func (p *profile) inflation(lambda float64) float64 {
 // taken off at its beginning, so a running count can be compared at any moment. It is
 // divided by the inflation of the variance (quasi-likelihood, Wedderburn 1974).
 func (p *profile) evidence(c, lambda float64) float64 {
+	if c == 0 && p.Excess == 0 {
+		return 0
+	}
 	return float64(p.Excess) + p.evidenceAlone(c, lambda)
 }
 
