@@ -55,21 +55,40 @@ type column struct {
 	present bool
 }
 
-func (c *column) next() (uint64, bool) {
+// next is the next number; [column.holds] tells how many there are.
+func (c *column) next() uint64 {
 	if !c.present {
-		return 0, true
+		return 0
 	}
-	if len(c.data) > 0 && c.data[0] < 0x80 {
+	if c.data[0] < 0x80 {
 		v := uint64(c.data[0])
 		c.data = c.data[1:]
-		return v, true
+		return v
 	}
 	v, w := binary.Uvarint(c.data)
-	if w <= 0 {
-		return 0, false
-	}
 	c.data = c.data[w:]
-	return v, true
+	return v
+}
+
+// holds tells whether n numbers can be read: a batch that ends early is refused as
+// a whole, for its dead letter is the whole, and replaying that must double nothing.
+func (c *column) holds(n uint64) bool {
+	if !c.present {
+		return true
+	}
+	for i, width := 0, 0; n > 0; i++ {
+		if width++; i == len(c.data) || width > binary.MaxVarintLen64 {
+			return false
+		}
+		if b := c.data[i]; b < 0x80 {
+			if width == binary.MaxVarintLen64 && b > 1 {
+				return false // more than 64 bits
+			}
+			width = 0
+			n--
+		}
+	}
+	return true
 }
 
 func unzigzag(n uint64) int64 { return int64(n>>1) ^ -int64(n&1) }
@@ -99,19 +118,8 @@ func (d *Decoder) columnar(i int, data []byte, fn func(int, *Event, error)) int 
 	ids := c.ids()
 	ns := int64(0)
 	for n := range int(c.count) {
-		step, ok := c.numbers[colTime].next()
-		if !ok {
-			d.keep(ContentTypeProtobuf, data)
-			fn(i+n, nil, errors.New("columns: column time ends early; the rest of the batch cannot be read"))
-			return i + n + 1
-		}
-		ns += unzigzag(step)
-		err, fatal := d.row(c, n, ns, ids)
-		if fatal != nil {
-			d.keep(ContentTypeProtobuf, data)
-			fn(i+n, nil, fmt.Errorf("columns: %w; the rest of the batch cannot be read", fatal))
-			return i + n + 1
-		}
+		ns += unzigzag(c.numbers[colTime].next())
+		err := d.row(c, n, ns, ids)
 		if err == nil {
 			d.ev.Normalize()
 			err = d.ev.Validate(d.now)
@@ -202,18 +210,24 @@ func (c *columns) check() error {
 	case len(c.ip4)%4 != 0 || len(c.ip6)%16 != 0:
 		return errors.New("addresses have not 4 or 16 bytes each")
 	}
+	for _, col := range [...]int{
+		colTime, colCaller, colEndpoint, colOutcome, colClient, colSource, colLatencyUS, colRequestBytes, colResponseBytes,
+	} {
+		if !c.numbers[col].holds(c.count) {
+			return fmt.Errorf("column %d ends early", col)
+		}
+	}
 	return c.readStatuses()
 }
 
 // readStatuses reads the statuses of the outcomes, one for each decision.
 func (c *columns) readStatuses() error {
 	col := c.numbers[colStatus]
+	if !col.holds(uint64(len(c.texts[colDecision]))) {
+		return errors.New("there are fewer statuses than decisions")
+	}
 	for range c.texts[colDecision] {
-		v, ok := col.next()
-		if !ok {
-			return errors.New("there are fewer statuses than decisions")
-		}
-		c.status = append(c.status, uint16(min(v, math.MaxUint16)))
+		c.status = append(c.status, uint16(min(col.next(), math.MaxUint16)))
 	}
 	return nil
 }
@@ -252,8 +266,8 @@ func appendUUID(b []byte, id *[16]byte) []byte {
 	return hex.AppendEncode(b, id[10:16])
 }
 
-// row puts row n into d.ev. err is about the event, fatal about the columns.
-func (d *Decoder) row(c *columns, n int, ns int64, ids string) (err, fatal error) {
+// row puts row n into d.ev, and says what is wrong with it.
+func (d *Decoder) row(c *columns, n int, ns int64, ids string) (err error) {
 	ev := &d.ev
 	*ev = Event{Time: time.Unix(0, ns).UTC()}
 	switch {
@@ -264,11 +278,7 @@ func (d *Decoder) row(c *columns, n int, ns int64, ids string) (err, fatal error
 	}
 	var at [8]uint64
 	for k, col := range [8]int{colCaller, colEndpoint, colOutcome, colClient, colSource, colLatencyUS, colRequestBytes, colResponseBytes} {
-		v, ok := c.numbers[col].next()
-		if !ok {
-			return nil, fmt.Errorf("column %d ends early", col)
-		}
-		at[k] = v
+		at[k] = c.numbers[col].next()
 	}
 	if i := at[0]; i < uint64(len(c.texts[colOrgID])) {
 		ev.OrgID, ev.KeyID = c.texts[colOrgID][i], c.texts[colKeyID][i]
@@ -292,7 +302,7 @@ func (d *Decoder) row(c *columns, n int, ns int64, ids string) (err, fatal error
 	ev.SourceIP = c.address(at[4])
 	ev.LatencyUS = uint32(min(at[5], math.MaxUint32))
 	ev.RequestBytes, ev.ResponseBytes = at[6], at[7]
-	return err, nil
+	return err
 }
 
 // address is source i: first those of ip4, then those of ip6; the zero address,

@@ -161,7 +161,7 @@ func TestColumnsRefuse(t *testing.T) {
 		"key not there":       {func(c *usagev1.UsageColumns) { c.Caller = []uint32{0, 7} }, []string{"ok", "org_id is required; key_id is required"}},
 		"address not there":   {func(c *usagev1.UsageColumns) { c.Source = []uint32{1, 0} }, []string{"source_ip is required", "ok"}},
 		"client not there":    {func(c *usagev1.UsageColumns) { c.Client = []uint32{0, 9} }, []string{"ok", "client 9 is not in the dictionary"}},
-		"column ends":         {func(c *usagev1.UsageColumns) { c.LatencyUs = []uint64{5} }, []string{"ok", "columns: column 24 ends early; the rest of the batch cannot be read"}},
+		"column ends":         {func(c *usagev1.UsageColumns) { c.LatencyUs = []uint64{5} }, []string{"columns: column 24 ends early; none of the batch can be read"}},
 		"status":              {func(c *usagev1.UsageColumns) { c.Status = []uint32{5000} }, []string{"status 5000 is no HTTP status", "status 5000 is no HTTP status"}},
 		"dictionaries differ": {func(c *usagev1.UsageColumns) { c.Route = []string{"/", "/b"} }, []string{"columns: method, route and scope differ in length; none of the batch can be read"}},
 		"time ahead":          {func(c *usagev1.UsageColumns) { c.Time[1] = int64(time.Hour) }, []string{"ok", "time 2026-11-21T19:00:00Z is more than 5m0s in the future"}},
