@@ -111,7 +111,6 @@ func (d *Decoder) columnar(i int, data []byte, fn func(int, *Event, error)) int 
 	c := &d.columns
 	c.reset()
 	if err := c.read(&d.texts, data); err != nil {
-		d.keep(ContentTypeProtobuf, data)
 		fn(i, nil, fmt.Errorf("columns: %w; none of the batch can be read", err))
 		return i + 1
 	}

@@ -239,3 +239,34 @@ func BenchmarkColumns(b *testing.B) {
 		b.ReportMetric(float64(b.N)*200/b.Elapsed().Seconds(), "events/s")
 	})
 }
+
+// TestRefusedFrameIsKeptWhole: a service that was taught to read a frame reads what
+// was kept of it.
+func TestRefusedFrameIsKeptWhole(t *testing.T) {
+	t.Parallel()
+	newer := &usagev1.UsageColumns{Version: 2, Count: 1, Time: []int64{now.UnixNano()}, OrgId: []string{"o"}, KeyId: []string{"k"}}
+	short := &usagev1.UsageColumns{Version: 1, Count: 2, Time: []int64{now.UnixNano()}}
+	for _, c := range []*usagev1.UsageColumns{newer, short} {
+		body, err := proto.Marshal(&usagev1.UsageBatch{Columns: c})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := usage.AppendBatch(nil, traffic(2, 1))
+		var d usage.Decoder
+		refused := 0
+		if err := d.Decode(usage.ContentTypeProtobuf, append(first, body...), now, func(_ int, _ *usage.Event, err error) {
+			if err == nil {
+				return
+			}
+			refused++
+			if data, contentType := d.Element(); !bytes.Equal(data, body) || contentType != usage.ContentTypeProtobuf {
+				t.Errorf("%v: kept %q (%s), want %q", err, data, contentType, body)
+			}
+		}); err != nil || refused != 1 {
+			t.Errorf("%d refused, %v", refused, err)
+		}
+	}
+	if _, got := decode(t, usage.ContentTypeProtobuf, "\x10\x07"); !reflect.DeepEqual(got, []string{"not valid protobuf: field 2 has wire type 0"}) {
+		t.Errorf("%q", got)
+	}
+}

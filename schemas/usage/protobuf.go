@@ -77,6 +77,9 @@ func (d *Decoder) protobuf(body []byte, fn func(int, *Event, error)) {
 			i++
 		case field == batchColumns && kind == wireBytes:
 			i = d.columnar(i, data, fn)
+		case field == batchEvents || field == batchColumns:
+			fn(i, nil, fmt.Errorf("not valid protobuf: field %d has wire type %d", field, kind))
+			i++
 		}
 	}
 }
