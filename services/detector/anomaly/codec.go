@@ -10,14 +10,22 @@ import (
 	"unique"
 )
 
-// codecVersion changes whenever state does. Version 1 ended before volumeLimits; any
-// other form is refused, and the caller rebuilds from events.
-const codecVersion = 2
+// codecVersion changes whenever state does. Version 1 ended before volumeLimits, version
+// 2 before volumeSurge; any other form is refused, and the caller rebuilds from events.
+const codecVersion = 3
 
+// stateSizes are the sizes of the state by version.
 var (
-	stateSize   = binary.Size(state{})
-	stateSizeV1 = stateSize - binary.Size(volumeLimits{})
+	stateSize  = binary.Size(state{})
+	stateSizes = [codecVersion + 1]int{
+		1: stateSize - binary.Size(volumeLimits{}) - binary.Size(volumeSurge{}),
+		2: stateSize - binary.Size(volumeSurge{}),
+		3: stateSize,
+	}
 )
+
+// knownVersion reports whether a version of an encoding can be read.
+func knownVersion(v byte) bool { return v >= 1 && v <= codecVersion }
 
 // Encode is the key's whole baseline, episode included, nil if the key is unknown.
 func (e *Engine) Encode(keyID string) []byte {
@@ -82,22 +90,22 @@ func (e *Engine) Decode(keyID string, data []byte) error {
 }
 
 // decodeState reads the state at the beginning of an encoded baseline, of this
-// version or of the first, and returns what follows it.
+// version or of an earlier one, and returns what follows it.
 func (p *profile) decodeState(data []byte) (rest []byte, err error) {
-	size := stateSize
-	if len(data) > 0 && data[0] == 1 {
-		size = stateSizeV1
-	}
-	if len(data) < 1+size || data[0] != 1 && data[0] != codecVersion {
+	if len(data) == 0 || !knownVersion(data[0]) || len(data) < 1+stateSizes[data[0]] {
 		return nil, errors.New("not a baseline of this version")
 	}
+	size := stateSizes[data[0]]
 	full := make([]byte, stateSize)
 	copy(full, data[1:1+size])
 	if err := binary.Read(bytes.NewReader(full), binary.LittleEndian, &p.state); err != nil {
 		return nil, err
 	}
-	if size == stateSizeV1 {
+	if data[0] == 1 {
 		p.Record = math.MaxFloat32 // until the next hour is planned
+	}
+	if data[0] < 3 {
+		p.UsualTop = p.HourTail.Top[3] // somewhat high, until it is learned
 	}
 	return data[1+size:], nil
 }
@@ -105,7 +113,8 @@ func (p *profile) decodeState(data []byte) (rest []byte, err error) {
 // check refuses numbers that arithmetic could not go on from.
 func (s *state) check() error {
 	sums := float64(s.Level) + float64(s.Hours) + float64(s.Active) + float64(s.Actual) + float64(s.Expected) +
-		float64(s.Batch) + float64(s.Spread) + float64(s.Excess) + float64(s.Lambda) + float64(s.MixHours) + float64(s.Pending)
+		float64(s.Batch) + float64(s.Spread) + float64(s.Excess) + float64(s.Lambda) + float64(s.MixHours) + float64(s.Pending) +
+		float64(s.Surge) + float64(s.SurgeLag) + float64(s.SurgeSquare) + float64(s.UsualTop)
 	for _, v := range s.Day {
 		sums += float64(v)
 	}
@@ -156,7 +165,7 @@ func (e *Engine) EncodeSources() []byte {
 // DecodeSources takes back the result of [Engine.EncodeSources].
 func (e *Engine) DecodeSources(data []byte) error {
 	size := binary.Size(source{})
-	if len(data) < 1 || data[0] != 1 && data[0] != codecVersion || (len(data)-1)%size != 0 {
+	if len(data) < 1 || !knownVersion(data[0]) || (len(data)-1)%size != 0 {
 		return errors.New("decode sources: not of this version")
 	}
 	t := make([]source, sourceSlots)

@@ -146,7 +146,7 @@ func (p *profile) planMix() {
 // MixTail says.
 func (p *profile) mixNeed(r *route) float64 {
 	perMonth := 0.01 * math.Exp(-p.strict)
-	need := max(p.mixBase, p.MixTail.light(perMonth/10, 1), p.MixTail.heavy(perMonth/10, 0.2))
+	need := max(p.mixBase, p.MixTail.light(perMonth/10, 1, 1), p.MixTail.heavy(perMonth/10, 0.2))
 	if r.Strange == 2 {
 		need *= mixStranger // that its like never came before was no chance
 	}

@@ -43,6 +43,7 @@ type state struct {
 
 	// What later versions brought comes last, so that an older state is a beginning of this one.
 	volumeLimits
+	volumeSurge
 }
 
 type pastEpisode struct {

@@ -51,9 +51,9 @@ func (t *tail) heavy(p, prior float64) float64 {
 
 // light is the same under an exponential tail: the fourth largest value plus the
 // mean excess over it (shrunk to prior as above) times the log of the odds. The largest is
-// left out of the mean, for a single odd day says little of the days; it is a bound.
-func (t *tail) light(p, prior float64) float64 {
+// left out of the mean, for a single odd day says little of the days; ease times it is a bound.
+func (t *tail) light(p, prior, ease float64) float64 {
 	k := float64(t.Top[3])
 	excess := (float64(t.Top[1]+t.Top[2]) - 2*k + 2*prior) / 4
-	return max(k+excess*max(math.Log(4/(max(float64(t.Days), 1)*p)), 0), 1.1*float64(t.Top[0])+1)
+	return max(k+excess*max(math.Log(4/(max(float64(t.Days), 1)*p)), 0), ease*(1.1*float64(t.Top[0])+1))
 }

@@ -43,6 +43,17 @@ type volumeLimits struct {
 	Record float32
 }
 
+// volumeSurge came with version 3 of a baseline: how the key's surges last, and its usual days.
+type volumeSurge struct {
+	// Surge is the logarithm of how far the latest hours stood above their expectation.
+	Surge float32
+	// SurgeLag and SurgeSquare are the means of an hour's surge times the one before
+	// and of the square of the latter; their quotient is what the next hour keeps of a surge.
+	SurgeLag, SurgeSquare float32
+	// UsualTop is the usual count of a day's largest hour.
+	UsualTop float32
+}
+
 // volumeProfile is how much a key is used, by hour of the week.
 type volumeProfile struct {
 	// Week are the mean requests of the 168 hours of the week (Monday 00:00 UTC
@@ -75,10 +86,12 @@ const (
 	// volumeLearning is how long a key is watched before its volume can alarm: half
 	// a month and a bit, so that what happens twice a month is known.
 	volumeLearning = 16 * 24 * time.Hour
-	// baseEvidence is the least evidence in nats for an alarm.
-	baseEvidence = 8.5
-	// newsEvidence is what makes a burst of an hour's count, which is learned by its size.
-	newsEvidence = 16
+	// baseEvidence is the least evidence in nats for an alarm: about 1e-5 an hour for a Poisson
+	// count of 0.3 to 1.5, which is where 8 times as much comes nearest to chance.
+	baseEvidence = 6.5
+	// newsEvidence is what makes a burst of an hour's count, which is learned by its size;
+	// as evidence it counts mostEvidence at most, so that one burst does not raise all others' need.
+	newsEvidence, mostEvidence = 16, 32
 	// volumeSettled is the number of hours before a profile tells what is unusual.
 	volumeSettled = 120
 	// burstSettled is the number of hours after which a burst stays one.
@@ -89,12 +102,30 @@ const (
 	leastRatio, ratioSpread, mostRatio = 5, 5, 7.5
 	// volumeMature is the age in days from which a profile is trusted in full.
 	volumeMature = 30.0
+	// mostTaught is how many times the expected count an hour teaches at most: a step to
+	// 2.5 times is learned whole, a burst is not.
+	mostTaught = 2.5
+	// quietPrior is the weight of the hour of the day, in weeks, against the hour of the
+	// week where a request an hour is usual: five weeks of so small counts tell little.
+	quietPrior = 2
+	// What follows is by how much a budget larger than the default lowers limits that no
+	// probability is part of: the power of the budgets' quotient. A burst hides most, so it yields first.
+	burstEase, recordEase, ratioEase = 0.4, 0.3, 0.1
+)
+
+// Surges are logarithms of counts of which surgeBase was added, so that the noise of
+// small ones is none; they are averaged over three weeks of hours, against a prior of
+// surgePrior: the square of 0.3, the noise of ordinary keys from hour to hour.
+const (
+	surgeBase   = 4
+	surgeMemory = 1.0 / 500
+	surgePrior  = 0.1
 )
 
 var logRise = math.Log(riseRatio)
 
 func (p *profile) initVolume() {
-	p.Batch, p.Spread, p.Grain = 2, 0.05, 1
+	p.Batch, p.Spread, p.Grain = 1.3, 0.05, 1
 }
 
 // weekHour is the hour of the week, 0 = Monday 00:00 UTC (1 January 1970 was a Thursday).
@@ -115,7 +146,8 @@ func (p *profile) learned() (days, weeks float64) {
 
 func (p *profile) expectedAt(w int, days, weeks float64) float64 {
 	daily := (float64(p.Day[w%24])*days + 0.15*float64(p.Level)) / (days + 0.15)
-	return (unpackCount(p.Week[w])*weeks + daily) / (weeks + 1)
+	prior := 1 + quietPrior/(daily+0.3)
+	return (unpackCount(p.Week[w])*weeks + daily*prior) / (weeks + prior)
 }
 
 // slotRate is what an hour may hold without being news: its own expectation or
@@ -175,6 +207,7 @@ func (p *profile) closeHour() {
 	if p.Hours > 168 {
 		p.learnSpread(c, lambda)
 	}
+	p.learnSurge(c, raw)
 	p.Excess = float32(max(0, min(p.evidence(c, lambda), 1e4)) * 0.9)
 	if p.Hours < volumeSettled {
 		p.Excess = 0
@@ -188,7 +221,7 @@ func (p *profile) closeHour() {
 		p.Burst, p.Pending = max(p.Burst, p.Pending), 0
 	}
 	if p.Hours > 336 {
-		c = min(c, 4*lambda+10) // a burst teaches a little, not all
+		c = min(c, mostTaught*lambda+10) // a burst teaches a little, not all
 	}
 	w := weekHour(h)
 	p.Hours++
@@ -206,6 +239,7 @@ func (p *profile) closeHour() {
 	p.Expected = p.Expected*0.96 + float32(raw)
 	if h%24 == 23 {
 		p.ExcessTail.close()
+		p.learnUsual()
 		p.HourTail.close()
 		p.BinTail.close()
 		p.MixTail.close()
@@ -228,9 +262,39 @@ func (p *profile) learnExcess(c, lambda float64) {
 	switch x := p.evidenceAlone(c, lambda); {
 	case x >= newsEvidence && p.Hours >= 6 && float32(c) > 1.3*p.HourTail.Top[3]:
 		p.Pending = max(p.Pending, float32(c))
+		if p.Hours >= volumeSettled {
+			p.ExcessTail.see(min(x, mostEvidence))
+		}
 	case p.Hours >= volumeSettled:
 		p.ExcessTail.see(max(x, p.startsEvidence(float64(p.Starts), lambda)))
 	}
+}
+
+// learnUsual learns from the maximum of the day that ends, over two weeks; from an
+// unusual one little.
+func (p *profile) learnUsual() {
+	x, days := p.HourTail.Now, p.HourTail.Days
+	if days > 2 {
+		x = min(x, 1.5*p.UsualTop+1)
+	}
+	p.UsualTop += (x - p.UsualTop) / (min(days, 13) + 1)
+}
+
+// learnSurge learns how far above its expectation an hour was, and how much of
+// such a surge the next hour keeps: first-order autoregression of the logarithm.
+func (p *profile) learnSurge(c, raw float64) {
+	y := math.Log((c + surgeBase) / (raw + surgeBase))
+	if x := float64(p.Surge); p.Hours > 168 {
+		p.SurgeLag += float32(surgeMemory * (max(y, 0)*x - float64(p.SurgeLag)))
+		p.SurgeSquare += float32(surgeMemory * (x*x - float64(p.SurgeSquare)))
+	}
+	p.Surge = float32(max(y, 0.5*float64(p.Surge), 0))
+}
+
+// persistence is the part of a surge, in logarithms, that the next hour is expected
+// to keep. Only keys whose surges are large have shown that they last.
+func (p *profile) persistence() float64 {
+	return min(max(float64(p.SurgeLag), 0)/(float64(p.SurgeSquare)+surgePrior), 0.9)
 }
 
 // learnSpread learns how much the counts vary: by batches, which show in quiet
@@ -242,7 +306,7 @@ func (p *profile) learnSpread(c, lambda float64) {
 	}
 	if lambda < 4 {
 		x := (d - float64(p.Spread)*lambda*lambda) / (lambda + 0.3)
-		p.Batch += float32(0.005 * (min(x, 40) - float64(p.Batch)))
+		p.Batch += float32(0.01 * (min(x, 40) - float64(p.Batch)))
 		return
 	}
 	x := (d - float64(p.Batch)*lambda) / (lambda * lambda)
@@ -277,7 +341,7 @@ func (p *profile) evidenceAlone(c, lambda float64) float64 {
 // plan computes what the hour that begins may hold.
 func (p *profile) plan() {
 	p.planMix()
-	lambda := p.slotRate(p.Hour)
+	lambda := p.slotRate(p.Hour) * math.Exp(p.persistence()*float64(p.Surge))
 	p.Lambda, p.Need = float32(lambda), 0
 	p.CountAlarm, p.BinAlarm, p.StartsAlarm = math.MaxUint32, math.MaxUint32, math.MaxUint32
 	age := p.Newest - p.First
@@ -289,7 +353,7 @@ func (p *profile) plan() {
 		young = 40
 	}
 	most := float64(p.HourTail.Top[0])
-	burst := 2 * math.Exp(0.8*p.strict) * float64(p.Burst)
+	burst, ease := p.burstFloor(), p.ease(recordEase)
 	if p.Active < 0.25 {
 		burst = max(burst, 2.5*most) // a job that runs at another hour is no news
 	}
@@ -298,8 +362,8 @@ func (p *profile) plan() {
 	}
 	doubt := 1 + 0.2*max(0, volumeMature-float64(age)/float64(24*time.Hour))/14
 	p.Floor = float32(burst)
-	p.Need = float32(max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1), 1) * min(young, 4) * doubt)
-	p.Record = float32(max(25, p.HourTail.heavy(perDay, 0.2), 2.5*most, burst))
+	p.Need = float32(max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1, ease), 1) * min(young, 4) * doubt)
+	p.Record = float32(max(25, p.HourTail.heavy(perDay, 0.2), 2.5*most*ease, burst))
 	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6, burst)
 	p.BinAlarm = countOf(bin)
 	p.planSoFar()
@@ -336,7 +400,25 @@ func (p *profile) leastRise() float64 {
 	if p.Excess > p.Need/3 {
 		return leastRatio - 1 // it has begun in the hour before
 	}
-	return min(leastRatio+ratioSpread*math.Sqrt(float64(p.Spread)), mostRatio)
+	return min(leastRatio+ratioSpread*math.Sqrt(float64(p.Spread)), mostRatio) * p.ease(ratioEase)
+}
+
+// ease is what a limit is multiplied by at a budget larger than the default.
+func (p *profile) ease(power float64) float64 { return math.Exp(power * min(p.strict, 0)) }
+
+// burstFloor is the count that a burst on record makes no news. One that stands alone, as
+// a backfill does, may be twice as large the next time. Where the next largest
+// days come in all sizes below it there is no such burst but a long tail, which
+// the evidence has learned.
+func (p *profile) burstFloor() float64 {
+	tail := true
+	for _, x := range p.HourTail.Top[1:] {
+		tail = tail && x > 1.5*p.UsualTop && x > 0.2*p.Burst && x < 0.65*p.Burst
+	}
+	if tail {
+		return 0
+	}
+	return 2 * math.Exp(0.8*p.strict) * p.ease(burstEase) * float64(p.Burst)
 }
 
 func countOf(x float64) uint32 { return uint32(min(math.Ceil(x), math.MaxUint32-1)) }
