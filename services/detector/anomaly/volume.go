@@ -88,7 +88,7 @@ const (
 	volumeLearning = 16 * 24 * time.Hour
 	// baseEvidence is the least evidence in nats for an alarm: about 1e-5 an hour for a Poisson
 	// count of 0.3 to 1.5, which is where 8 times as much comes nearest to chance.
-	baseEvidence = 6.5
+	baseEvidence = 6
 	// newsEvidence is what makes a burst of an hour's count, which is learned by its size;
 	// as evidence it counts mostEvidence at most, so that one burst does not raise all others' need.
 	newsEvidence, mostEvidence = 16, 32
@@ -302,7 +302,7 @@ func (p *profile) persistence() float64 {
 func (p *profile) learnSpread(c, lambda float64) {
 	d := (c - lambda) * (c - lambda)
 	if lambda < 20 && c > 0 {
-		p.Grain += float32(0.02 * min(c, 5) * (float64(p.Starts)/c - float64(p.Grain)) / 2)
+		p.Grain += float32(0.01 * min(c, 10) * (float64(p.Starts)/c - float64(p.Grain)))
 	}
 	if lambda < 4 {
 		x := (d - float64(p.Spread)*lambda*lambda) / (lambda + 0.3)
@@ -355,7 +355,7 @@ func (p *profile) plan() {
 	most := float64(p.HourTail.Top[0])
 	burst, ease := p.burstFloor(), p.ease(recordEase)
 	if p.Active < 0.25 {
-		burst = max(burst, 2.5*most) // a job that runs at another hour is no news
+		burst = max(burst, 2.5*most*ease) // a job that runs at another hour is no news
 	}
 	if young > 1 {
 		burst = max(burst, young*most, 500)
