@@ -118,7 +118,9 @@ func (s *stack) startNATS(ctx context.Context) error {
 }
 
 func (s *stack) startClickHouse(ctx context.Context) error {
+	tries := 1
 	if s.vars["LATCHKEY_CLICKHOUSE_URL"] == "" {
+		tries = 5 // an engine that died meanwhile is started again
 		s.force("CLICKHOUSE_ADDR", s.addr("clickhouse"))
 		s.force("CLICKHOUSE_HTTP_ADDR", s.addr("clickhouse_http"))
 		var cfg engine.Config
@@ -143,10 +145,20 @@ func (s *stack) startClickHouse(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = db.Close() }()
-	if _, err := db.Migrate(ctx); err != nil {
-		return fmt.Errorf("migrate ClickHouse: %w", err)
+	for {
+		_, err := db.Migrate(ctx)
+		if err == nil {
+			return nil
+		}
+		if tries--; tries == 0 || ctx.Err() != nil {
+			return fmt.Errorf("migrate ClickHouse: %w", err)
+		}
+		s.log.Warn("migrating ClickHouse again", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
 	}
-	return nil
 }
 
 // startMailbox takes the owners' mail where no mail server is configured.
