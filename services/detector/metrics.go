@@ -17,6 +17,8 @@ type metrics struct {
 	latency    prometheus.Histogram
 	snapshots  *prometheus.HistogramVec
 	profiles   prometheus.Counter
+	unread     prometheus.Gauge
+	repairs    *prometheus.CounterVec
 }
 
 var triggers = []string{
@@ -57,6 +59,12 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		profiles: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "latchkey_detector_profiles_written_total", Help: "Baselines written to the bucket.",
 		}),
+		unread: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "latchkey_detector_unreadable_partitions", Help: "Partitions of this process whose baselines are of another version and wait to be rebuilt from ClickHouse.",
+		}),
+		repairs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "latchkey_detector_rebuilds_total", Help: "Rebuilds of unreadable baselines, by outcome.",
+		}, []string{"outcome"}),
 	}
 	for _, mode := range []string{modeLive, modeHistory} {
 		m.events.WithLabelValues(mode)
@@ -66,9 +74,10 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 	}
 	for _, outcome := range []string{"ok", "error"} {
 		m.snapshots.WithLabelValues(outcome)
+		m.repairs.WithLabelValues(outcome)
 	}
 	if registry != nil {
-		registry.MustRegister(m.events, m.refused, m.misplaced, m.alerts, m.panics, m.partitions, m.keys, m.latency, m.snapshots, m.profiles)
+		registry.MustRegister(m.events, m.refused, m.misplaced, m.alerts, m.panics, m.partitions, m.keys, m.latency, m.snapshots, m.profiles, m.unread, m.repairs)
 	}
 	return m
 }

@@ -15,6 +15,7 @@ const (
 	nameCommit  = "_commit"
 	nameSources = "_sources"
 	nameJournal = "_journal" // _journal.<owner>.<n>
+	nameRebuild = "_rebuild" // there while the partition is to be rebuilt
 )
 
 const hexDigits = "0123456789ABCDEF"

@@ -35,7 +35,12 @@ type Rebuilt struct {
 // partition fails at its next snapshot, takes the partition again, and reads USAGE on
 // from there. progress is called with the number of events now and then.
 func (s *Service) Rebuild(ctx context.Context, db driver.Conn, since time.Time, progress func(events int64)) (*Rebuilt, error) {
-	r := &rebuild{s: s, engine: s.newEngine(), owner: "rebuild" + strconv.FormatInt(time.Now().UnixNano(), 36), verdicts: map[string]verdict{}}
+	return s.rebuild(ctx, db, since, nil, progress)
+}
+
+// rebuild is Rebuild of some partitions, of all if only is nil.
+func (s *Service) rebuild(ctx context.Context, db driver.Conn, since time.Time, only map[int]bool, progress func(events int64)) (*Rebuilt, error) {
+	r := &rebuild{s: s, engine: s.newEngine(), owner: newRebuildOwner(time.Now()), only: only, verdicts: map[string]verdict{}}
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -48,8 +53,23 @@ func (s *Service) Rebuild(ctx context.Context, db driver.Conn, since time.Time, 
 	return &r.done, nil
 }
 
-// rebuildOwner begins the owner of a rebuild's journal.
+// rebuildOwner begins the owner of a rebuild's journal; when it began follows.
 const rebuildOwner = "rebuild-"
+
+// rebuildPatience is how long a rebuild may take before its journal counts as left behind.
+const rebuildPatience = 24 * time.Hour
+
+func newRebuildOwner(now time.Time) string {
+	return rebuildOwner + strconv.FormatInt(now.UnixNano(), 36)
+}
+
+// beingRebuilt reports whether a journal that no commit names is of a rebuild that
+// may still be writing it.
+func beingRebuilt(owner string) bool {
+	began, isRebuild := strings.CutPrefix(owner, rebuildOwner)
+	nanos, err := strconv.ParseInt(began, 36, 64)
+	return isRebuild && err == nil && time.Since(time.Unix(0, nanos)) < rebuildPatience
+}
 
 // rebuild reads key by key, so its memory does not grow with their number; what
 // is seen across keys, sources that guess them, is not part of it.
@@ -57,8 +77,9 @@ type rebuild struct {
 	s        *Service
 	engine   *anomaly.Engine
 	owner    string
-	created  time.Time // of the stream: rows from before have sequences of another one
-	floors   []uint64  // what the collector has stored, by partition
+	only     map[int]bool // partitions, nil for all
+	created  time.Time    // of the stream: rows from before have sequences of another one
+	floors   []uint64     // what the collector has stored, by partition
 	parts    []rebuiltPart
 	verdicts map[string]verdict
 	done     Rebuilt
@@ -111,7 +132,7 @@ func (r *rebuild) clear(ctx context.Context) error {
 		}
 		for name := range names.Keys() {
 			owner := strings.Split(name, ".")[2]
-			if strings.HasPrefix(owner, rebuildOwner) && owner != st.owner {
+			if strings.HasPrefix(owner, rebuildOwner) && owner != st.owner && !beingRebuilt(owner) {
 				if err := r.s.states.Purge(ctx, name); err != nil {
 					return fmt.Errorf("clear journal: %w", err)
 				}
@@ -130,7 +151,11 @@ func (s *Service) readCommit(ctx context.Context, p int) (commit, error) {
 	if err != nil {
 		return commit{}, fmt.Errorf("read commit record: %w", err)
 	}
-	return decodeCommit(stored.Value())
+	c, err := decodeCommit(stored.Value())
+	if errors.Is(err, errCommitVersion) {
+		return commit{}, nil
+	}
+	return c, err
 }
 
 func (r *rebuild) readVerdicts(ctx context.Context) error {
@@ -208,6 +233,10 @@ func (r *rebuild) event(ctx context.Context, ev *usage.Event, sequence uint64) e
 		}
 		r.key, r.profile = ev.KeyID, profile{}
 	}
+	if r.only != nil && !r.only[usage.Partition(ev.KeyID, len(r.parts))] {
+		r.key = ""
+		return nil
+	}
 	for _, a := range r.engine.Observe(ev, true) {
 		r.profile.raised(a.ID)
 	}
@@ -217,7 +246,7 @@ func (r *rebuild) event(ctx context.Context, ev *usage.Event, sequence uint64) e
 
 // finishKey packs the baseline of the key that was read to its end.
 func (r *rebuild) finishKey(ctx context.Context) error {
-	if r.key == "" {
+	if r.key == "" || !r.engine.Knows(r.key) {
 		return nil
 	}
 	for i, a := range r.profile.alerts {

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/latchkey-dev/latchkey/schemas/usage"
 	"github.com/latchkey-dev/latchkey/services/collector"
@@ -20,8 +23,8 @@ import (
 	"github.com/latchkey-dev/latchkey/services/internal/store"
 )
 
-// collect runs a collector until it has stored all of USAGE, and returns where.
-func collect(t testing.TB, server *natsd.Server, js jetstream.JetStream) *store.Store {
+// collect runs a collector until it has stored all of USAGE, and returns the URL where.
+func collect(t testing.TB, server *natsd.Server, js jetstream.JetStream) string {
 	t.Helper()
 	e := enginetest.Start(t)
 	url := fmt.Sprintf("clickhouse://%s/%s", e.NativeAddr(), enginetest.Database(t, e))
@@ -47,12 +50,17 @@ func collect(t testing.TB, server *natsd.Server, js jetstream.JetStream) *store.
 	if err := <-done; err != nil {
 		t.Errorf("stop the collector: %v", err)
 	}
-	db, err := store.Open(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
+	return url
+}
+
+// others is an event of each of many further keys, since a partition is taken when a
+// message comes.
+func others(name string, like usage.Event) (events []usage.Event) {
+	for k := range 8 * partitions {
+		like.ID, like.KeyID = "", fmt.Sprintf("other_%s%d", name, k)
+		events = append(events, like)
 	}
-	t.Cleanup(func() { _ = db.Close() })
-	return db
+	return events
 }
 
 func TestRebuildEqualsWhatWasLearned(t *testing.T) {
@@ -64,7 +72,11 @@ func TestRebuildEqualsWhatWasLearned(t *testing.T) {
 	caughtUp(t, js)
 	in.end(t)
 	want := states(t, js)
-	db := collect(t, server, js)
+	db, err := store.Open(t.Context(), collect(t, server, js))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
 
 	// The state is lost, and made anew.
 	stream, err := js.Stream(t.Context(), "KV_"+bus.Baselines)
@@ -83,16 +95,22 @@ func TestRebuildEqualsWhatWasLearned(t *testing.T) {
 		t.Errorf("%d events of %d", rebuilt.Events, len(events))
 	}
 	before := len(alerts(t, js))
-	var others []usage.Event // a partition is taken when a message comes
-	for k := range 8 * partitions {
-		ev := events[0]
-		ev.ID, ev.KeyID = "", fmt.Sprintf("other_%d", k)
-		others = append(others, ev)
-	}
-	publish(t, js, others, false)
+	publish(t, js, others("", events[0]), false)
 	caughtUp(t, js)
 	in.end(t)
 	got := states(t, js)
+	sameKnown(t, got, want)
+	if len(got) != 11 || rebuilt.Keys != 13 || len(got) != len(want) {
+		t.Errorf("%d keys were rebuilt, %d have a baseline, %d had", rebuilt.Keys, len(got), len(want))
+	}
+	if after := len(alerts(t, js)); after != before {
+		t.Errorf("the rebuild raised %d alerts", after-before)
+	}
+}
+
+// sameKnown compares the baselines of the keys of the traffic, and leaves no others.
+func sameKnown(t testing.TB, got, want map[string]string) {
+	t.Helper()
 	for _, m := range []map[string]string{got, want} {
 		maps.DeleteFunc(m, func(token, _ string) bool {
 			// Guessing is seen across keys, in the order of arrival: it is not rebuilt.
@@ -104,10 +122,82 @@ func TestRebuildEqualsWhatWasLearned(t *testing.T) {
 			t.Errorf("the rebuilt baseline of %s differs", token)
 		}
 	}
-	if len(got) != 11 || rebuilt.Keys != 72 || len(got) != len(want) {
-		t.Errorf("%d keys were rebuilt, %d have a baseline, %d had", rebuilt.Keys, len(got), len(want))
+}
+
+// TestUnreadableBaselinesAreRebuilt starts a detector on what a later version wrote.
+func TestUnreadableBaselinesAreRebuilt(t *testing.T) {
+	t.Parallel()
+	events := traffic(12, 21)
+	server, js := serve(t)
+	publish(t, js, events, true)
+	in := start(t, server)
+	caughtUp(t, js)
+	in.end(t)
+	want := states(t, js)
+	cfg := testConfig(t)
+	cfg.ClickHouseURL = collect(t, server, js)
+	ofLaterVersion(t, js)
+	before := len(alerts(t, js))
+
+	in = startWith(t, server, cfg)
+	publish(t, js, others("a", events[0]), false)
+	eventually(t, "the baselines are rebuilt", func() bool {
+		return testutil.ToFloat64(in.metrics.repairs.WithLabelValues("ok")) > 0 && testutil.ToFloat64(in.metrics.unread) == 0
+	})
+	publish(t, js, others("b", events[0]), false)
+	caughtUp(t, js)
+	in.end(t)
+	got := states(t, js)
+	sameKnown(t, got, want)
+	if len(got) != 11 || len(got) != len(want) {
+		t.Errorf("%d baselines, want the %d that there were", len(got), len(want))
 	}
 	if after := len(alerts(t, js)); after != before {
-		t.Errorf("the rebuild raised %d alerts", after-before)
+		t.Errorf("%d alerts were raised", after-before)
+	}
+
+	in = startWith(t, server, cfg)
+	publish(t, js, others("c", events[0]), false)
+	caughtUp(t, js)
+	in.end(t)
+	if n := testutil.ToFloat64(in.metrics.repairs.WithLabelValues("ok")); n != 0 {
+		t.Error("what was rebuilt is rebuilt at every start")
+	}
+}
+
+// ofLaterVersion makes everything in the bucket unreadable, and adds a key of which
+// ClickHouse knows nothing.
+func ofLaterVersion(t testing.TB, js jetstream.JetStream) {
+	t.Helper()
+	kv, err := js.KeyValue(t.Context(), bus.Baselines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Service{states: kv}
+	put := func(name string, value []byte) {
+		if _, err := kv.Put(t.Context(), name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for p := range partitions {
+		st, err := s.readState(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		prefix := strconv.Itoa(p) + "."
+		put(prefix+nameCommit, append([]byte{commitVersion + 1}, st.commit.encode()[1:]...))
+		for token, it := range st.values {
+			if token == nameSources {
+				continue
+			}
+			profile, state, err := decodeProfile(it.value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			state[0] = 250
+			value := s2.Encode(nil, encodeProfile(&profile, state))
+			put(prefix+token, value)
+			put(prefix+"gone", value)
+		}
 	}
 }

@@ -43,6 +43,10 @@ type Config struct {
 	// BaselineInterval is the least time between two rows of one key for analysts.
 	BaselineInterval time.Duration `env:"DETECTOR_BASELINE_INTERVAL" envDefault:"30s"`
 
+	// ClickHouseURL is where events are read when baselines must be made anew; empty
+	// for none. Nothing else of the detector needs ClickHouse.
+	ClickHouseURL string `env:"CLICKHOUSE_URL"`
+
 	// Addr serves /metrics, /-/healthy and /-/ready; empty for none.
 	Addr string `env:"DETECTOR_ADDR"`
 
@@ -80,6 +84,9 @@ type Service struct {
 	budgets *budgets
 	// workers own the partitions that this process has at the moment.
 	workers map[int]*worker
+	// unread are the partitions whose baselines are to be rebuilt, repairs tells of new ones.
+	unread  map[int]bool
+	repairs chan struct{}
 	ready   atomic.Bool
 
 	health   api.Health
@@ -114,6 +121,7 @@ func New(ctx context.Context, cfg Config, deps run.Deps) (*Service, error) {
 	s := &Service{
 		cfg: cfg, log: deps.Log, js: js, writes: writes, states: states, locator: locator, metrics: newMetrics(deps.Metrics),
 		verdicts: map[string]verdict{}, budgets: newBudgets(), workers: map[int]*worker{},
+		unread: map[int]bool{}, repairs: make(chan struct{}, 1),
 	}
 	if err := s.listen(ctx, cfg.Addr, deps.Metrics); err != nil {
 		return nil, errors.Join(err, locator.Close())
@@ -147,9 +155,10 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	s.ready.Store(true)
 	context.AfterFunc(ctx, s.health.Drain)
-	var sweeping sync.WaitGroup
-	defer sweeping.Wait()
-	sweeping.Go(func() { s.sweep(watching) })
+	var aside sync.WaitGroup
+	defer func() { stop(); aside.Wait() }()
+	aside.Go(func() { s.sweep(watching) })
+	aside.Go(func() { s.repair(watching) })
 	return bus.Partitions(ctx, s.js, bus.Detector, bus.Options{Log: s.log}, s.own)
 }
 

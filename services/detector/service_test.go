@@ -124,13 +124,18 @@ func testConfig(t testing.TB) Config {
 
 func start(t testing.TB, server *natsd.Server) *instance {
 	t.Helper()
+	return startWith(t, server, testConfig(t))
+}
+
+func startWith(t testing.TB, server *natsd.Server, cfg Config) *instance {
+	t.Helper()
 	nc, err := server.Connect("detector")
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	registry := prometheus.NewRegistry()
-	s, err := New(t.Context(), testConfig(t), run.Deps{NATS: nc, Log: log, Metrics: registry, Bus: layout})
+	s, err := New(t.Context(), cfg, run.Deps{NATS: nc, Log: log, Metrics: registry, Bus: layout})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -308,6 +308,8 @@ type commit struct {
 
 const commitVersion = 1
 
+var errCommitVersion = errors.New("decode commit record: of another version")
+
 func (c commit) encode() []byte {
 	b := binary.AppendUvarint([]byte{commitVersion}, c.sequence)
 	b = appendText(b, c.owner)
@@ -317,7 +319,7 @@ func (c commit) encode() []byte {
 
 func decodeCommit(b []byte) (commit, error) {
 	if len(b) == 0 || b[0] != commitVersion {
-		return commit{}, errors.New("decode commit record: not of this version")
+		return commit{}, errCommitVersion
 	}
 	r := reader{data: b[1:]}
 	c := commit{sequence: r.number(), owner: r.text(), parts: int(r.number())}
@@ -334,7 +336,10 @@ type stored struct {
 	commit commit
 	// revision is that of the commit record, 0 if there is none.
 	revision uint64
-	journals map[string][][]byte // parts by owner
+	// unreadable says that the commit record is of another version, due that a rebuild
+	// of the partition is.
+	unreadable, due bool
+	journals        map[string][][]byte // parts by owner
 }
 
 // restore reads the partition's state and returns the sequence to read USAGE from.
@@ -347,26 +352,25 @@ func (w *worker) restore(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	older := 0
+	unreadable := 0
 	for token, it := range st.values {
 		if token == nameSources {
 			w.restoreSources(it, fresh[token])
 		} else if !w.restoreKey(token, it, fresh[token]) {
-			older++
+			unreadable++
 		}
 	}
-	if older > 0 {
-		w.log.Warn("baselines of another version are left out: make them anew with `latchkey detector rebuild`", "keys", older)
+	if err := w.repair(ctx, st, unreadable); err != nil {
+		return 0, err
 	}
 	for _, owner := range slices.Sorted(maps.Keys(st.journals)) {
-		// A rebuild that is not committed is still being written.
-		if owner == st.commit.owner || !strings.HasPrefix(owner, rebuildOwner) {
+		if owner == st.commit.owner || !beingRebuilt(owner) {
 			w.stale = append(w.stale, owner)
 		}
 	}
 	w.commit = st.revision
 	w.saved = st.commit.sequence
-	if st.revision == 0 {
+	if st.revision == 0 || st.unreadable {
 		if w.saved, err = w.p.AckFloor(ctx); err != nil {
 			return 0, err
 		}
@@ -380,6 +384,9 @@ func (w *worker) restoreKey(token string, it *item, fromJournal bool) bool {
 	e := w.add(keyID)
 	e.revision = it.revision
 	p, state, err := decodeProfile(it.value)
+	if err == nil && len(state) == 0 {
+		return true // earlier versions kept a guessed key
+	}
 	if err == nil {
 		err = w.engine.Decode(keyID, state)
 	}
@@ -442,10 +449,17 @@ func (s *Service) readState(ctx context.Context, partition int) (*stored, error)
 }
 
 func (st *stored) add(token string, value []byte, revision uint64) (err error) {
-	if token == nameCommit {
+	switch token {
+	case nameCommit:
 		st.revision = revision
 		st.commit, err = decodeCommit(value)
+		if st.unreadable = errors.Is(err, errCommitVersion); st.unreadable {
+			return nil
+		}
 		return err
+	case nameRebuild:
+		st.due = true
+		return nil
 	}
 	if rest, isPart := strings.CutPrefix(token, nameJournal+"."); isPart {
 		owner, _, _ := strings.Cut(rest, ".")

@@ -235,18 +235,22 @@ func (w *worker) observe(ctx context.Context, m *bus.Message) (misplaced []bus.M
 func (w *worker) event(ctx context.Context, m *bus.Message, ev *usage.Event, history bool) {
 	e := w.entries[ev.KeyID]
 	if e == nil {
-		e = w.add(ev.KeyID)
 		w.inherit(ctx, ev.KeyID)
-	}
-	if m.Sequence <= e.includes {
+	} else if m.Sequence <= e.includes {
 		return
 	}
 	alerts := w.engine.Observe(ev, history)
-	e.sequence = m.Sequence
-	w.mark(e)
 	if ev.Decision == usage.Deny {
 		w.refused = true
 	}
+	if e == nil {
+		if !w.engine.Knows(ev.KeyID) {
+			return // a guessed key: it counts for its source, and must not fill the bucket
+		}
+		e = w.add(ev.KeyID)
+	}
+	e.sequence = m.Sequence
+	w.mark(e)
 	for i := range alerts {
 		e.raised(alerts[i].ID)
 		w.alerts[alerts[i].ID] = ev.KeyID

@@ -245,6 +245,9 @@ func (e *Engine) Rebudget(keyID string) {
 	}
 }
 
+// Knows reports whether there is a baseline of a key. A key that was only ever refused has none.
+func (e *Engine) Knows(keyID string) bool { return e.keys.get(keyID) != nil }
+
 // Keys is the number of keys known.
 func (e *Engine) Keys() int { return e.keys.count }
 
