@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -82,10 +83,10 @@ func (f *detectFlags) run(cmd *cobra.Command) error {
 			r.Speed = append(r.Speed, trial.MeasureSpeed(keys, 4_000_000))
 		}
 	} else {
-		if err := f.simulated(cmd.ErrOrStderr(), &r); err != nil {
+		if err := f.real(cmd.ErrOrStderr(), &r); err != nil {
 			return err
 		}
-		if err := f.real(&r); err != nil {
+		if err := f.simulated(cmd.ErrOrStderr(), &r); err != nil {
 			return err
 		}
 	}
@@ -127,6 +128,9 @@ func (f *detectFlags) simulated(progress io.Writer, r *detectReport) error {
 	contestants := slices.DeleteFunc(contestantsFor(locate), func(c contestant) bool {
 		return len(f.only) > 0 && !slices.ContainsFunc(f.only, func(word string) bool { return strings.Contains(c.name, word) })
 	})
+	if len(contestants) == 0 {
+		return fmt.Errorf("no detector's name contains any of %q", f.only)
+	}
 	outcomes := make([][]trial.Outcome, len(contestants))
 	for _, run := range f.runs(progress, r, contestants) {
 		for i, out := range run {
@@ -194,14 +198,31 @@ func contestantsFor(locate func(netip.Addr) geo.Location) []contestant {
 	return out
 }
 
-func (f *detectFlags) real(r *detectReport) error {
+// real runs what --data has; either of its parts may be missing.
+func (f *detectFlags) real(progress io.Writer, r *detectReport) error {
 	if f.data == "" {
 		return nil
 	}
+	nab, masquerade := filepath.Join(f.data, "nab"), filepath.Join(f.data, "masquerade")
+	hasNAB, hasMasquerade := isDir(nab), isDir(masquerade)
+	if !hasNAB && !hasMasquerade {
+		return fmt.Errorf("%s has neither nab/ nor masquerade/", f.data)
+	}
 	var err1, err2 error
-	r.NAB, err1 = trial.NAB(filepath.Join(f.data, "nab"), []float64{anomaly.DefaultBudget, 0.3, 1, 3, 10})
-	r.Masquerades, err2 = trial.Masquerade(filepath.Join(f.data, "masquerade"), []float64{anomaly.DefaultBudget})
+	if hasNAB {
+		fmt.Fprintln(progress, "Numenta count series …")
+		r.NAB, err1 = trial.NAB(nab, []float64{anomaly.DefaultBudget, 0.3, 1, 3, 10})
+	}
+	if hasMasquerade {
+		fmt.Fprintln(progress, "masquerade blocks …")
+		r.Masquerades, err2 = trial.Masquerade(masquerade, []float64{anomaly.DefaultBudget})
+	}
 	return errors.Join(err1, err2)
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func writeChart(path string, r *detectReport) error {
@@ -243,20 +264,28 @@ func (r *detectReport) print(w io.Writer) error {
 	return tw.Flush()
 }
 
+// whole is a number without its fraction, or a dash for none.
+func whole(x *float64) string {
+	if x == nil {
+		return "–"
+	}
+	return strconv.FormatFloat(*x, 'f', 0, 64)
+}
+
 func (r *detectReport) printSimulated(w io.Writer) {
 	fmt.Fprintf(w, "simulated traffic: generators %s, seeds %v\n", strings.Join(r.Variants, " and "), r.Seeds)
 	fmt.Fprintln(w, "detector\trecall\t95 %\tfalse per key-month\t95 %\tevents to alert (median, p90)\tmails an episode\tcold start")
 	for _, p := range r.points {
 		s := p.Summary
-		fmt.Fprintf(w, "%s\t%.3f\t%.2f–%.2f\t%.3f\t%.3f–%.3f\t%.0f, %.0f\t%.2f\t%d\n", p.Name, s.Recall, s.RecallLow, s.RecallTop,
-			s.PerMonth, s.PerLow, s.PerHigh, s.MedianEvents, s.NinetyEvents, s.Mails, s.Cold)
+		fmt.Fprintf(w, "%s\t%.3f\t%.2f–%.2f\t%.3f\t%.3f–%.3f\t%s, %s\t%.2f\t%d\n", p.Name, s.Recall, s.RecallLow, s.RecallTop,
+			s.PerMonth, s.PerLow, s.PerHigh, whole(s.MedianEvents), whole(s.NinetyEvents), s.Mails, s.Cold)
 	}
 	i := slices.IndexFunc(r.points, func(p trial.Point) bool { return p.Name == "Latchkey, default" })
 	if i < 0 {
 		return
 	}
 	s := r.points[i].Summary
-	fmt.Fprintf(w, "\nLatchkey by default: seconds to the alert, median %.0f, p90 %.0f\n", s.MedianSeconds, s.NinetySeconds)
+	fmt.Fprintf(w, "\nLatchkey by default: seconds to the alert, median %s, p90 %s\n", whole(s.MedianSeconds), whole(s.NinetySeconds))
 	fmt.Fprintln(w, "attack\trecall")
 	for _, name := range simulate.Attacks {
 		if v, ok := s.ByAttack[string(name)]; ok {

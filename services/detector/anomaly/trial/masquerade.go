@@ -46,10 +46,16 @@ func loadMasquerade(dir string) ([]typist, error) {
 			return nil, err
 		}
 		t := typist{blocks: slices.Collect(slices.Chunk(lines, blockSize))}
+		if len(t.blocks) <= cleanBlocks {
+			return nil, fmt.Errorf("read User%d: %d commands, want more than %d", u, len(lines), cleanBlocks*blockSize)
+		}
 		for b := range len(t.blocks) - cleanBlocks {
 			at := b*25 + u - 1
 			if at >= len(labels) {
-				return nil, fmt.Errorf("read labels: %d values, want more", len(labels))
+				return nil, fmt.Errorf("read label.txt: %d values, want one for each of 25 users and for each block after the %dth", len(labels), cleanBlocks)
+			}
+			if labels[at] != "0" && labels[at] != "1" {
+				return nil, fmt.Errorf("read label.txt: value %d is %.20q, want 0 or 1", at+1, labels[at])
 			}
 			t.foreign = append(t.foreign, labels[at] == "1")
 		}
@@ -65,8 +71,12 @@ func readWords(path string) ([]string, error) {
 	}
 	defer f.Close()
 	var out []string
-	for s := bufio.NewScanner(f); s.Scan(); {
+	s := bufio.NewScanner(f)
+	for s.Scan() {
 		out = append(out, strings.Fields(s.Text())...)
+	}
+	if err := s.Err(); err != nil {
+		return nil, fmt.Errorf("read masquerade data %s: %w", filepath.Base(path), err)
 	}
 	return out, nil
 }

@@ -87,8 +87,17 @@ func loadNAB(dir string) ([]series, error) {
 			out = append(out, s)
 		}
 	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("read anomaly windows: none of %d series is longer than the %d days that are learned from", len(windows), nabLearn/24+1)
+	}
 	return out, nil
 }
+
+// What a series may hold: more would take for ever to play.
+const (
+	mostHours = 24 * 366 * 10
+	mostCount = 1e6
+)
 
 func loadSeries(path string) (series, error) {
 	f, err := os.Open(path)
@@ -101,7 +110,13 @@ func loadSeries(path string) (series, error) {
 		return series{}, fmt.Errorf("read series %s: %w", path, err)
 	}
 	s := series{name: filepath.Base(path)}
-	for _, row := range rows[1:] {
+	for i, row := range rows {
+		if len(row) < 2 {
+			return series{}, fmt.Errorf("read series %s: row %d has one column, want timestamp and value", path, i+1)
+		}
+		if i == 0 {
+			continue // the header
+		}
 		at, err := time.Parse(time.DateTime, row[0])
 		if err != nil {
 			return series{}, fmt.Errorf("read series %s: %w", path, err)
@@ -113,11 +128,14 @@ func loadSeries(path string) (series, error) {
 		if s.start.IsZero() {
 			s.start = at.Truncate(time.Hour)
 		}
-		i := int(at.Sub(s.start) / time.Hour)
-		for len(s.hours) <= i {
+		h := int(at.Sub(s.start) / time.Hour)
+		if at.Before(s.start) || h > mostHours || !(v >= 0 && v < mostCount) {
+			return series{}, fmt.Errorf("read series %s: row %d: want counts in the order of time, within ten years", path, i+1)
+		}
+		for len(s.hours) <= h {
 			s.hours = append(s.hours, 0)
 		}
-		s.hours[i] += v
+		s.hours[h] += v
 	}
 	return s, nil
 }

@@ -89,7 +89,7 @@ func MeasureSpeed(keys, events int) Speed {
 		runtime.ReadMemStats(&b)
 		allocated += b.Mallocs - a.Mallocs
 	}
-	out.EventsPerSecond = quantile(rates, 0.5)
+	out.EventsPerSecond = *quantile(rates, 0.5)
 	out.Allocations = float64(allocated) / float64(done)
 	for i := range 1000 {
 		out.EncodedBytes += float64(len(e.Encode(ids[i*keys/1000]))) / 1000

@@ -194,11 +194,12 @@ type Summary struct {
 	ByKind    map[string]float64 `json:"false_alerts_by_kind"`
 	KeyMonths float64            `json:"key_months"`
 	Cold      int                `json:"cold_start_alerts"`
-	// MedianEvents, MedianSeconds and their 90th percentiles are to the first alert.
-	MedianEvents  float64 `json:"events_to_alert_median"`
-	NinetyEvents  float64 `json:"events_to_alert_p90"`
-	MedianSeconds float64 `json:"seconds_to_alert_median"`
-	NinetySeconds float64 `json:"seconds_to_alert_p90"`
+	// MedianEvents, MedianSeconds and their 90th percentiles are to the first alert, nil
+	// where no attack was found.
+	MedianEvents  *float64 `json:"events_to_alert_median"`
+	NinetyEvents  *float64 `json:"events_to_alert_p90"`
+	MedianSeconds *float64 `json:"seconds_to_alert_median"`
+	NinetySeconds *float64 `json:"seconds_to_alert_p90"`
 	// Mails is the number of different alerts per found attack.
 	Mails float64 `json:"mails_per_episode"`
 }
@@ -274,10 +275,11 @@ func poissonInterval(k int) (low, high float64) {
 	return low, n * math.Pow(1-1/(9*n)+z/(3*math.Sqrt(n)), 3)
 }
 
-func quantile(x []float64, q float64) float64 {
+// quantile is nil for no values.
+func quantile(x []float64, q float64) *float64 {
 	if len(x) == 0 {
-		return math.NaN()
+		return nil
 	}
 	slices.SortFunc(x, cmp.Compare[float64])
-	return x[min(int(q*float64(len(x))), len(x)-1)]
+	return &x[min(int(q*float64(len(x))), len(x)-1)]
 }
