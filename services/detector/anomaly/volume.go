@@ -283,12 +283,17 @@ func (p *profile) learnUsual() {
 // learnSurge learns how far above its expectation an hour was, and how much of
 // such a surge the next hour keeps: first-order autoregression of the logarithm.
 func (p *profile) learnSurge(c, raw float64) {
-	y := math.Log((c + surgeBase) / (raw + surgeBase))
+	y := 0.0
+	if c > raw {
+		y = math.Log((c + surgeBase) / (raw + surgeBase))
+	}
 	if x := float64(p.Surge); p.Hours > 168 {
-		p.SurgeLag += float32(surgeMemory * (max(y, 0)*x - float64(p.SurgeLag)))
+		p.SurgeLag += float32(surgeMemory * (y*x - float64(p.SurgeLag)))
 		p.SurgeSquare += float32(surgeMemory * (x*x - float64(p.SurgeSquare)))
 	}
-	p.Surge = float32(max(y, 0.5*float64(p.Surge), 0))
+	if p.Surge = float32(max(y, 0.5*float64(p.Surge))); p.Surge < 1e-3 {
+		p.Surge = 0
+	}
 }
 
 // persistence is the part of a surge, in logarithms, that the next hour is expected
