@@ -414,16 +414,17 @@ func (p *profile) ease(power float64) float64 { return math.Exp(power * min(p.st
 // burstFloor is the count that a burst on record makes no news. One that stands alone, as
 // a backfill does, may be twice as large the next time. Where the next largest
 // days come in all sizes below it there is no such burst but a long tail, which
-// the evidence has learned.
+// the evidence has learned; only less than it is no news then.
 func (p *profile) burstFloor() float64 {
 	tail := true
 	for _, x := range p.HourTail.Top[1:] {
 		tail = tail && x > 1.5*p.UsualTop && x > 0.2*p.Burst && x < 0.65*p.Burst
 	}
+	most := math.Exp(0.8*p.strict) * p.ease(burstEase) * float64(p.Burst)
 	if tail {
-		return 0
+		return most
 	}
-	return 2 * math.Exp(0.8*p.strict) * p.ease(burstEase) * float64(p.Burst)
+	return 2 * most
 }
 
 func countOf(x float64) uint32 { return uint32(min(math.Ceil(x), math.MaxUint32-1)) }
