@@ -354,6 +354,7 @@ func (w *worker) insert(ctx context.Context, intent Intent) error {
 		if have[m.number] > 0 {
 			continue
 		}
+		m.block.Sort()
 		token := fmt.Sprintf("%s:%d:%d-%d:%d", w.stream, w.p.Number, b.first, b.last, m.number)
 		for try := 1; ; try++ {
 			attempts := 0

@@ -112,10 +112,14 @@ func (r *Block) Reset() {
 	r.history = r.history[:0]
 	r.ingestedAt.Data = r.ingestedAt.Data[:0]
 	r.partition, r.sequence, r.index = r.partition[:0], r.sequence[:0], r.index[:0]
-	for _, d := range []*dict{
-		&r.orgID, &r.keyID, &r.method, &r.route, &r.scope, &r.decision, &r.denyReason, &r.userAgent, &r.gateway, &r.stream,
-	} {
+	for _, d := range r.dicts() {
 		d.reset()
+	}
+}
+
+func (r *Block) dicts() []*dict {
+	return []*dict{
+		&r.orgID, &r.keyID, &r.method, &r.route, &r.scope, &r.decision, &r.denyReason, &r.userAgent, &r.gateway, &r.stream,
 	}
 }
 
