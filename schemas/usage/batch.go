@@ -347,13 +347,13 @@ func (p *packer) sources(events []*Event) {
 
 // UUID is an id in the text form of RFC 9562, lower case.
 func UUID(id [16]byte) string {
-	var b [uuidLength]byte
+	var b [IDLength]byte
 	return string(appendUUID(b[:0], &id))
 }
 
 // parseUUID reads exactly what UUID writes.
 func parseUUID(s string) (id [16]byte, ok bool) {
-	if len(s) != uuidLength || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+	if len(s) != IDLength || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
 		return id, false
 	}
 	bad := byte(0)

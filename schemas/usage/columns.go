@@ -1,12 +1,13 @@
 package usage
 
 import (
+	"cmp"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -48,77 +49,103 @@ const (
 	colEnd
 )
 
-// column is a packed column of numbers that is read from front to back; an
-// absent one is all zeros.
-type column struct {
-	data    []byte
-	present bool
-}
-
-// next is the next number; [column.holds] tells how many there are.
-func (c *column) next() uint64 {
-	if !c.present {
-		return 0
-	}
-	if c.data[0] < 0x80 {
-		v := uint64(c.data[0])
-		c.data = c.data[1:]
-		return v
-	}
-	v, w := binary.Uvarint(c.data)
-	c.data = c.data[w:]
-	return v
-}
-
-// holds tells whether n numbers can be read: a batch that ends early is refused as
-// a whole, for its dead letter is the whole, and replaying that must double nothing.
-func (c *column) holds(n uint64) bool {
-	if !c.present {
-		return true
-	}
-	for i, width := 0, 0; n > 0; i++ {
-		if width++; i == len(c.data) || width > binary.MaxVarintLen64 {
-			return false
-		}
-		if b := c.data[i]; b < 0x80 {
-			if width == binary.MaxVarintLen64 && b > 1 {
-				return false // more than 64 bits
-			}
-			width = 0
-			n--
-		}
-	}
-	return true
-}
-
 func unzigzag(n uint64) int64 { return int64(n>>1) ^ -int64(n&1) }
 func zigzag(n int64) uint64   { return uint64(n<<1) ^ uint64(n>>63) }
 
-// columns is one UsageColumns while it is read; its slices are reused.
-type columns struct {
+// Columns is a columnar batch as it was read: of each event the time, the id and the
+// numbers, and where in the dictionaries its texts are. A column of numbers or of
+// indices has an entry for each of Rows events, or none if all are zero. It is
+// valid until its decoder reads something else, the strings in it longer.
+type Columns struct {
+	Rows int
+	// Time is in nanoseconds since 1970.
+	Time []int64
+	// IDs are UUIDs of IDLength bytes each, without anything between them.
+	IDs                                       string
+	Caller, Endpoint, Outcome, Client, Source []uint32
+	LatencyUS                                 []uint32
+	RequestBytes, ResponseBytes               []uint64
+
+	OrgID, KeyID         []string // of a caller
+	Method, Route, Scope []string // of an endpoint
+	Decision, DenyReason []string // of an outcome
+	Status               []uint16
+	UserAgent, Gateway   []string     // of a client
+	SourceIP             []netip.Addr // of a source
+
 	version, count uint64
-	numbers        [colEnd]column
-	texts          [colEnd][]string
-	status         []uint16
-	idBase, uuid   []byte
-	ip4, ip6       []byte
-	uuids          []byte
+	// packed are the columns as they came, short is the first that has fewer than count entries.
+	packed       [colEnd][]byte
+	present      [colEnd]bool
+	short        int
+	texts        [colEnd][]string
+	idBase, uuid []byte
+	ip4, ip6     []byte
+	uuids        []byte
+}
+
+// IDLength is the length of a UUID in text form.
+const IDLength = 36
+
+// Columns reads a batch that is nothing but columns, without a look at every event
+// by itself: all of its events are valid and have UUIDs. ok is false for any other
+// body, which is for [Decoder.Decode].
+func (d *Decoder) Columns(contentType string, body []byte, now time.Time) (c *Columns, ok bool) {
+	if MediaType(contentType) != ContentTypeProtobuf {
+		return nil, false
+	}
+	field, kind, _, data, rest, err := wire(body)
+	if err != nil || field != batchColumns || kind != wireBytes || len(rest) > 0 {
+		return nil, false
+	}
+	c = &d.columns
+	if c.read(&d.texts, data) != nil || !c.valid(now) {
+		return nil, false
+	}
+	return c, true
+}
+
+// valid tells whether every event is.
+func (c *Columns) valid(now time.Time) bool {
+	if c.Rows == 0 || len(c.IDs) != c.Rows*IDLength {
+		return false
+	}
+	if slices.Min(c.Time) < year2000*int64(time.Second) || slices.Max(c.Time) > now.Add(MaxAhead).UnixNano() {
+		return false
+	}
+	for i := range c.OrgID {
+		if CheckIdentifier(c.OrgID[i]) != nil || CheckIdentifier(c.KeyID[i]) != nil {
+			return false
+		}
+	}
+	for i, decision := range c.Decision {
+		if c.Status[i] > maxStatus || checkDecision(decision, c.DenyReason[i]) != nil {
+			return false
+		}
+	}
+	return !slices.Contains(c.Route, "") && within(c.Caller, len(c.OrgID)) && within(c.Endpoint, len(c.Route)) &&
+		within(c.Outcome, len(c.Decision)) && within(c.Client, len(c.UserAgent)) && within(c.Source, len(c.SourceIP))
+}
+
+// within tells whether all indices are below n.
+func within(index []uint32, n int) bool {
+	most := uint32(0)
+	for _, i := range index {
+		most = max(most, i)
+	}
+	return int64(most) < int64(n)
 }
 
 // columnar reads a UsageColumns whose first event has index i, and returns the
 // index behind its last.
 func (d *Decoder) columnar(i int, data []byte, fn func(int, *Event, error)) int {
 	c := &d.columns
-	c.reset()
 	if err := c.read(&d.texts, data); err != nil {
 		fn(i, nil, fmt.Errorf("columns: %w; none of the batch can be read", err))
 		return i + 1
 	}
-	ids := c.ids()
-	ns := int64(0)
-	for n := range int(c.count) {
-		ns += unzigzag(c.numbers[colTime].next())
-		err := d.row(c, n, ns, ids)
+	for n := range c.Rows {
+		err := c.Event(n, &d.ev)
 		if err == nil {
 			d.ev.Normalize()
 			err = d.ev.Validate(d.now)
@@ -130,17 +157,19 @@ func (d *Decoder) columnar(i int, data []byte, fn func(int, *Event, error)) int 
 		}
 		fn(i+n, &d.ev, nil)
 	}
-	return i + int(c.count)
+	return i + c.Rows
 }
 
-func (c *columns) reset() {
-	c.version, c.count = 0, 0
-	c.numbers = [colEnd]column{}
-	for i := range c.texts {
-		c.texts[i] = c.texts[i][:0]
+func (c *Columns) reset() {
+	texts, time, uuids := c.texts, c.Time[:0], c.uuids[:0]
+	for i := range texts {
+		texts[i] = texts[i][:0]
 	}
-	c.status = c.status[:0]
-	c.idBase, c.uuid, c.ip4, c.ip6 = nil, nil, nil, nil
+	*c = Columns{
+		texts: texts, Time: time, uuids: uuids, Caller: c.Caller[:0], Endpoint: c.Endpoint[:0], Outcome: c.Outcome[:0],
+		Client: c.Client[:0], Source: c.Source[:0], LatencyUS: c.LatencyUS[:0], RequestBytes: c.RequestBytes[:0],
+		ResponseBytes: c.ResponseBytes[:0], Status: c.Status[:0], SourceIP: c.SourceIP[:0],
+	}
 }
 
 // fieldOfText is the event's field that a dictionary is of, for interning.
@@ -149,7 +178,8 @@ var fieldOfText = [colEnd]int{
 	colDecision: fieldDecision, colDenyReason: fieldDenyReason, colUserAgent: fieldUserAgent, colGateway: fieldGateway,
 }
 
-func (c *columns) read(texts *interner, data []byte) error {
+func (c *Columns) read(texts *interner, data []byte) error {
+	c.reset()
 	for len(data) > 0 {
 		field, kind, n, value, rest, err := wire(data)
 		if err != nil {
@@ -176,21 +206,41 @@ func (c *columns) read(texts *interner, data []byte) error {
 			c.texts[colID] = append(c.texts[colID], string(value))
 		case fieldOfText[field] != 0:
 			c.texts[field] = append(c.texts[field], texts.text(fieldOfText[field], validUTF8(value)))
-		case c.numbers[field].present:
+		case c.present[field]:
 			return fmt.Errorf("column %d is given twice", field)
 		default:
-			c.numbers[field] = column{value, true}
+			c.packed[field], c.present[field] = value, true
 		}
 	}
-	return c.check()
+	if err := c.check(); err != nil {
+		return err
+	}
+	c.dictionaries()
+	if !unpack(c, colStatus, len(c.Decision), &c.Status) {
+		return errors.New("there are fewer statuses than decisions")
+	}
+	for len(c.Status) < len(c.Decision) {
+		c.Status = append(c.Status, 0)
+	}
+	if len(c.Decision) == 0 { // outcome and client 0 are there in any case
+		c.Decision, c.DenyReason, c.Status = append(c.Decision, Allow), append(c.DenyReason, ""), append(c.Status, 0)
+	}
+	if len(c.UserAgent) == 0 {
+		c.UserAgent, c.Gateway = append(c.UserAgent, ""), append(c.Gateway, "")
+	}
+	if err := c.unpackAll(); err != nil {
+		return err
+	}
+	c.ids()
+	return nil
 }
 
-// check looks at what every row depends on.
-func (c *columns) check() error {
+// check looks at what every event depends on.
+func (c *Columns) check() error {
 	switch {
 	case c.version != columnsVersion:
 		return fmt.Errorf("version %d is not known, only %d", c.version, columnsVersion)
-	case c.count > uint64(len(c.numbers[colTime].data)):
+	case c.count > uint64(len(c.packed[colTime])):
 		return errors.New("there are fewer times than events")
 	case len(c.texts[colOrgID]) != len(c.texts[colKeyID]):
 		return errors.New("org_id and key_id differ in length")
@@ -209,39 +259,126 @@ func (c *columns) check() error {
 	case len(c.ip4)%4 != 0 || len(c.ip6)%16 != 0:
 		return errors.New("addresses have not 4 or 16 bytes each")
 	}
-	for _, col := range [...]int{
-		colTime, colCaller, colEndpoint, colOutcome, colClient, colSource, colLatencyUS, colRequestBytes, colResponseBytes,
-	} {
-		if !c.numbers[col].holds(c.count) {
-			return fmt.Errorf("column %d ends early", col)
-		}
-	}
-	return c.readStatuses()
+	return nil
 }
 
-// readStatuses reads the statuses of the outcomes, one for each decision.
-func (c *columns) readStatuses() error {
-	col := c.numbers[colStatus]
-	if !col.holds(uint64(len(c.texts[colDecision]))) {
-		return errors.New("there are fewer statuses than decisions")
+// dictionaries brings the texts and addresses into their stored form, see [Event.Normalize].
+func (c *Columns) dictionaries() {
+	c.OrgID, c.KeyID = c.texts[colOrgID], c.texts[colKeyID]
+	c.Method, c.Route, c.Scope = c.texts[colMethod], c.texts[colRoute], c.texts[colScope]
+	c.Decision, c.DenyReason = c.texts[colDecision], c.texts[colDenyReason]
+	c.UserAgent, c.Gateway = c.texts[colUserAgent], c.texts[colGateway]
+	for i := range c.Route {
+		c.Method[i], c.Route[i], c.Scope[i] = cut(c.Method[i], maxMethod), cut(c.Route[i], MaxText), cut(c.Scope[i], MaxIdentifier)
 	}
-	for range c.texts[colDecision] {
-		c.status = append(c.status, uint16(min(col.next(), math.MaxUint16)))
+	for i := range c.Decision {
+		c.Decision[i] = cmp.Or(c.Decision[i], Allow)
+	}
+	for i := range c.UserAgent {
+		c.UserAgent[i], c.Gateway[i] = cut(c.UserAgent[i], MaxText), cut(c.Gateway[i], MaxIdentifier)
+	}
+	for ip := c.ip4; len(ip) > 0; ip = ip[4:] {
+		c.SourceIP = append(c.SourceIP, netip.AddrFrom4([4]byte(ip)))
+	}
+	for ip := c.ip6; len(ip) > 0; ip = ip[16:] {
+		c.SourceIP = append(c.SourceIP, netip.AddrFrom16([16]byte(ip)).Unmap())
+	}
+}
+
+// unpackAll reads the columns with an entry for each event. A batch that ends early is
+// refused as a whole, for its dead letter is the whole, and replaying that must double nothing.
+func (c *Columns) unpackAll() error {
+	c.Rows = int(c.count)
+	if !unpack(c, colTime, c.Rows, &c.Time) {
+		return endsEarly(colTime)
+	}
+	ns := int64(0)
+	for i, step := range c.Time {
+		ns += unzigzag(uint64(step))
+		c.Time[i] = ns
+	}
+	for _, col := range []struct {
+		field int
+		to    *[]uint32
+	}{
+		{colCaller, &c.Caller},
+		{colEndpoint, &c.Endpoint},
+		{colOutcome, &c.Outcome},
+		{colClient, &c.Client},
+		{colSource, &c.Source},
+		{colLatencyUS, &c.LatencyUS},
+	} {
+		if !unpack(c, col.field, c.Rows, col.to) {
+			return endsEarly(col.field)
+		}
+	}
+	if !unpack(c, colRequestBytes, c.Rows, &c.RequestBytes) {
+		return endsEarly(colRequestBytes)
+	}
+	if !unpack(c, colResponseBytes, c.Rows, &c.ResponseBytes) {
+		return endsEarly(colResponseBytes)
 	}
 	return nil
 }
 
-// ids is the text of all UUIDs, 36 bytes each, in one string.
-func (c *columns) ids() string {
+func endsEarly(field int) error { return fmt.Errorf("column %d ends early", field) }
+
+type number interface {
+	uint16 | uint32 | uint64 | int64
+}
+
+// unpack appends n numbers of a packed column to an empty slice, or nothing if the column is
+// absent. What is too large for the type becomes its largest value. It is false if there are fewer.
+func unpack[T number](c *Columns, field, n int, to *[]T) bool {
+	if !c.present[field] {
+		return true
+	}
+	data, out := c.packed[field], (*to)[:0]
+	most := ^uint64(0)
+	switch any(T(0)).(type) {
+	case uint16:
+		most = math.MaxUint16
+	case uint32:
+		most = math.MaxUint32
+	}
+	for range n {
+		v, w := uvarint(data)
+		if w == 0 {
+			break
+		}
+		out, data = append(out, T(min(v, most))), data[w:]
+	}
+	*to = out
+	return len(out) == n
+}
+
+// uvarint reads a number and says how many bytes it took, 0 if there is none. It is
+// binary.Uvarint for numbers that are mostly of one to three bytes.
+func uvarint(b []byte) (v uint64, n int) {
+	if len(b) >= 3 {
+		switch {
+		case b[0] < 0x80:
+			return uint64(b[0]), 1
+		case b[1] < 0x80:
+			return uint64(b[0]&0x7f) | uint64(b[1])<<7, 2
+		case b[2] < 0x80:
+			return uint64(b[0]&0x7f) | uint64(b[1]&0x7f)<<7 | uint64(b[2])<<14, 3
+		}
+	}
+	v, n = binary.Uvarint(b)
+	return v, max(n, 0)
+}
+
+// ids makes the texts of all UUIDs.
+func (c *Columns) ids() {
 	var id [16]byte
 	if len(c.texts[colID]) > 0 || len(c.idBase) == 0 && len(c.uuid) == 0 {
-		return ""
+		return
 	}
 	copy(id[:], c.idBase)
 	width := 16 - len(c.idBase)
-	c.uuids = c.uuids[:0]
 	low, high := binary.BigEndian.Uint64(id[8:]), binary.BigEndian.Uint64(id[:8])
-	for n := range int(c.count) {
+	for n := range c.Rows {
 		if width == 0 {
 			sum := low + uint64(n)
 			if binary.BigEndian.PutUint64(id[8:], sum); sum < low {
@@ -252,67 +389,65 @@ func (c *columns) ids() string {
 		}
 		c.uuids = appendUUID(c.uuids, &id)
 	}
-	return string(c.uuids)
+	c.IDs = string(c.uuids)
 }
-
-const uuidLength = 36
 
 func appendUUID(b []byte, id *[16]byte) []byte {
-	b = append(hex.AppendEncode(b, id[0:4]), '-')
-	b = append(hex.AppendEncode(b, id[4:6]), '-')
-	b = append(hex.AppendEncode(b, id[6:8]), '-')
-	b = append(hex.AppendEncode(b, id[8:10]), '-')
-	return hex.AppendEncode(b, id[10:16])
+	var text [IDLength]byte
+	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
+	for n, at := range uuidDigits {
+		text[at], text[at+1] = hexDigit[id[n]>>4], hexDigit[id[n]&15]
+	}
+	return append(b, text[:]...)
 }
 
-// row puts row n into d.ev, and says what is wrong with it.
-func (d *Decoder) row(c *columns, n int, ns int64, ids string) (err error) {
-	ev := &d.ev
-	*ev = Event{Time: time.Unix(0, ns).UTC()}
+const hexDigit = "0123456789abcdef"
+
+// ID is the id of event n, Key the id of its key; for columns that [Decoder.Columns] returned.
+func (c *Columns) ID(n int) string  { return c.IDs[n*IDLength : (n+1)*IDLength] }
+func (c *Columns) Key(n int) string { return c.KeyID[at(c.Caller, n)] }
+
+// Event makes event n of what the columns say. The error is about what no event can be without.
+func (c *Columns) Event(n int, ev *Event) (err error) {
+	*ev = Event{
+		Time: time.Unix(0, c.Time[n]).UTC(), LatencyUS: at(c.LatencyUS, n),
+		RequestBytes: at(c.RequestBytes, n), ResponseBytes: at(c.ResponseBytes, n),
+	}
 	switch {
-	case ids != "":
-		ev.ID = ids[n*uuidLength : (n+1)*uuidLength]
+	case c.IDs != "":
+		ev.ID = c.ID(n)
 	case len(c.texts[colID]) > 0:
 		ev.ID = c.texts[colID][n]
 	}
-	var at [8]uint64
-	for k, col := range [8]int{colCaller, colEndpoint, colOutcome, colClient, colSource, colLatencyUS, colRequestBytes, colResponseBytes} {
-		at[k] = c.numbers[col].next()
+	if i := int(at(c.Caller, n)); i < len(c.OrgID) {
+		ev.OrgID, ev.KeyID = c.OrgID[i], c.KeyID[i]
 	}
-	if i := at[0]; i < uint64(len(c.texts[colOrgID])) {
-		ev.OrgID, ev.KeyID = c.texts[colOrgID][i], c.texts[colKeyID][i]
+	if i := int(at(c.Endpoint, n)); i < len(c.Route) {
+		ev.Method, ev.Route, ev.Scope = c.Method[i], c.Route[i], c.Scope[i]
 	}
-	if i := at[1]; i < uint64(len(c.texts[colRoute])) {
-		ev.Method, ev.Route, ev.Scope = c.texts[colMethod][i], c.texts[colRoute][i], c.texts[colScope][i]
-	}
-	if i := at[2]; i < uint64(len(c.texts[colDecision])) {
-		ev.Decision, ev.DenyReason, ev.Status = c.texts[colDecision][i], c.texts[colDenyReason][i], c.status[i]
+	if i := int(at(c.Outcome, n)); i < len(c.Decision) {
+		ev.Decision, ev.DenyReason, ev.Status = c.Decision[i], c.DenyReason[i], c.Status[i]
 		if ev.Status > maxStatus {
 			err = fmt.Errorf("status %d is no HTTP status", ev.Status)
 		}
-	} else if at[2] > 0 {
-		err = fmt.Errorf("outcome %d is not in the dictionary", at[2])
+	} else {
+		err = fmt.Errorf("outcome %d is not in the dictionary", i)
 	}
-	if i := at[3]; i < uint64(len(c.texts[colUserAgent])) {
-		ev.UserAgent, ev.Gateway = c.texts[colUserAgent][i], c.texts[colGateway][i]
-	} else if i > 0 {
+	if i := int(at(c.Client, n)); i < len(c.UserAgent) {
+		ev.UserAgent, ev.Gateway = c.UserAgent[i], c.Gateway[i]
+	} else {
 		err = join(err, fmt.Errorf("client %d is not in the dictionary", i))
 	}
-	ev.SourceIP = c.address(at[4])
-	ev.LatencyUS = uint32(min(at[5], math.MaxUint32))
-	ev.RequestBytes, ev.ResponseBytes = at[6], at[7]
+	if i := int(at(c.Source, n)); i < len(c.SourceIP) {
+		ev.SourceIP = c.SourceIP[i]
+	}
 	return err
 }
 
-// address is source i: first those of ip4, then those of ip6; the zero address,
-// which no event may have, if there is none.
-func (c *columns) address(i uint64) netip.Addr {
-	n4 := uint64(len(c.ip4) / 4)
-	if i < n4 {
-		return netip.AddrFrom4([4]byte(c.ip4[4*i:]))
+// at is entry n of a column, of which an empty one is all zeros.
+func at[T number](column []T, n int) T {
+	if len(column) == 0 {
+		return 0
 	}
-	if i -= n4; i < uint64(len(c.ip6)/16) {
-		return netip.AddrFrom16([16]byte(c.ip6[16*i:]))
-	}
-	return netip.Addr{}
+	return column[n]
 }

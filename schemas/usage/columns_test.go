@@ -178,6 +178,73 @@ func TestColumnsRefuse(t *testing.T) {
 	}
 }
 
+// checkColumns compares the events of Columns, if it takes the batch, with those of Decode.
+func checkColumns(t testing.TB, body []byte, want []usage.Event) bool {
+	t.Helper()
+	var d usage.Decoder
+	c, ok := d.Columns(usage.ContentTypeProtobuf, body, now)
+	if !ok {
+		return false
+	}
+	if c.Rows != len(want) {
+		t.Fatalf("%d rows, want %d", c.Rows, len(want))
+	}
+	for i := range want {
+		var got usage.Event
+		if err := c.Event(i, &got); err != nil {
+			t.Fatalf("row %d: %v", i, err)
+		}
+		if got != want[i] {
+			t.Fatalf("row %d is %+v, want %+v", i, got, want[i])
+		}
+	}
+	return true
+}
+
+// TestColumnsAreTaken checks which batches go the short way: those without a flaw and
+// with UUIDs.
+func TestColumnsAreTaken(t *testing.T) {
+	t.Parallel()
+	odd := func(change func(*usage.Event)) []usage.Event {
+		events := traffic(20, 3)
+		change(&events[7])
+		return events
+	}
+	for name, tc := range map[string]struct {
+		events []usage.Event
+		taken  bool
+	}{
+		"plain":        {traffic(200, 1), true},
+		"one":          {traffic(1, 1), true},
+		"denied":       {odd(func(ev *usage.Event) { ev.Decision, ev.DenyReason = usage.Deny, "" }), true},
+		"an id":        {odd(func(ev *usage.Event) { ev.ID = "evt-1" }), false},
+		"no id":        {odd(func(ev *usage.Event) { ev.ID = "" }), false},
+		"no key":       {odd(func(ev *usage.Event) { ev.KeyID = "" }), false},
+		"a bad org":    {odd(func(ev *usage.Event) { ev.OrgID = "a b" }), false},
+		"no route":     {odd(func(ev *usage.Event) { ev.Route = "" }), false},
+		"ahead":        {odd(func(ev *usage.Event) { ev.Time = now.Add(time.Hour) }), false},
+		"just ahead":   {odd(func(ev *usage.Event) { ev.Time = now.Add(usage.MaxAhead) }), true},
+		"ancient":      {odd(func(ev *usage.Event) { ev.Time = time.Unix(0, 0) }), false},
+		"bad decision": {odd(func(ev *usage.Event) { ev.Decision = "perhaps" }), false},
+		"bad status":   {odd(func(ev *usage.Event) { ev.Status = 60_000 }), false},
+	} {
+		body := usage.AppendBatch(nil, tc.events)
+		var want []usage.Event
+		_ = usage.Decode(usage.ContentTypeProtobuf, body, now, func(_ int, ev *usage.Event, err error) {
+			if err == nil {
+				want = append(want, *ev)
+			}
+		})
+		if taken := checkColumns(t, body, want); taken != tc.taken {
+			t.Errorf("%s: taken %v, want %v", name, taken, tc.taken)
+		}
+		var d usage.Decoder
+		if _, ok := d.Columns(usage.ContentTypeProtobuf, append(body, body...), now); ok {
+			t.Errorf("%s: two batches in one body are taken", name)
+		}
+	}
+}
+
 // FuzzColumns has the generated code as its oracle for what the columns say.
 func FuzzColumns(f *testing.F) {
 	f.Add(usage.AppendBatch(nil, traffic(3, 1)))
@@ -206,6 +273,7 @@ func FuzzColumns(f *testing.F) {
 				t.Fatalf("event %d is %+v", i, ev)
 			}
 		}
+		checkColumns(t, data, got)
 		// What was read can be written and read again.
 		if again := decodeAll(t, usage.AppendBatch(nil, got)); !reflect.DeepEqual(again, got) {
 			t.Errorf("round trip differs")
@@ -234,6 +302,16 @@ func BenchmarkColumns(b *testing.B) {
 				}
 			}); err != nil {
 				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(b.N)*200/b.Elapsed().Seconds(), "events/s")
+	})
+	b.Run("columns", func(b *testing.B) {
+		b.ReportAllocs()
+		var d usage.Decoder
+		for b.Loop() {
+			if _, ok := d.Columns(usage.ContentTypeProtobuf, body, now); !ok {
+				b.Fatal("not taken")
 			}
 		}
 		b.ReportMetric(float64(b.N)*200/b.Elapsed().Seconds(), "events/s")

@@ -42,7 +42,7 @@ type Decoder struct {
 	ev      Event
 	now     time.Time
 	texts   interner
-	columns columns
+	columns Columns
 	// raw and rawType are the element at hand as it came.
 	raw     []byte
 	rawType string

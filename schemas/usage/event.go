@@ -62,7 +62,8 @@ const (
 	MaxIdentifier = 128
 	// MaxText is the length of a route or user agent in bytes; longer ones are
 	// cut at a rune boundary.
-	MaxText = 1024
+	MaxText   = 1024
+	maxMethod = 32
 	// MaxAhead is how far in the future an event's time may lie.
 	MaxAhead = 5 * time.Minute
 )
@@ -77,7 +78,7 @@ func (e *Event) Normalize() {
 	}
 	e.Route = cut(e.Route, MaxText)
 	e.UserAgent = cut(e.UserAgent, MaxText)
-	e.Method = cut(e.Method, 32)
+	e.Method = cut(e.Method, maxMethod)
 	e.Scope = cut(e.Scope, MaxIdentifier)
 	e.Gateway = cut(e.Gateway, MaxIdentifier)
 }
@@ -111,19 +112,19 @@ func (e *Event) Validate(now time.Time) error {
 	if e.Route == "" {
 		err = join(err, errors.New("route is required"))
 	}
-	switch e.Decision {
-	case Allow:
-		if e.DenyReason != "" {
-			err = join(err, errors.New(`deny_reason goes with decision "deny" only`))
-		}
-	case Deny:
-		if e.DenyReason != "" && !validDenyReason(e.DenyReason) {
-			err = join(err, fmt.Errorf("deny_reason %.40q is not a known reason", e.DenyReason))
-		}
-	default:
-		err = join(err, fmt.Errorf("decision %.40q is neither allow nor deny", e.Decision))
+	return join(err, checkDecision(e.Decision, e.DenyReason))
+}
+
+func checkDecision(decision, reason string) error {
+	switch {
+	case decision == Allow && reason != "":
+		return errors.New(`deny_reason goes with decision "deny" only`)
+	case decision == Allow || decision == Deny && (reason == "" || validDenyReason(reason)):
+		return nil
+	case decision == Deny:
+		return fmt.Errorf("deny_reason %.40q is not a known reason", reason)
 	}
-	return err
+	return fmt.Errorf("decision %.40q is neither allow nor deny", decision)
 }
 
 // year2000 in Unix seconds: whatever is older is a broken clock.

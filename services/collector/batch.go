@@ -81,19 +81,21 @@ func (b *batch) reset(r *rows.Block) {
 
 // add puts an event into the rows of its month.
 func (b *batch) add(ev *usage.Event, at *rows.Place) {
-	ns := ev.Time.UnixNano()
-	if b.at < 0 || ns < b.lo || ns >= b.hi {
-		b.turn(ev.Time)
-	}
-	b.months[b.at].block.Add(ev, at)
+	b.block(ev.Time.UnixNano()).Add(ev, at)
 	b.rows++
 }
 
-func (b *batch) turn(t time.Time) {
-	y, m, _ := t.UTC().Date()
-	number := y*100 + int(m)
-	start := time.Date(y, m, 1, 0, 0, 0, 0, time.UTC)
-	b.lo, b.hi = start.UnixNano(), start.AddDate(0, 1, 0).UnixNano()
+// block is the one of the month that a time in Unix nanoseconds is in.
+func (b *batch) block(ns int64) *rows.Block {
+	if b.at < 0 || ns < b.lo || ns >= b.hi {
+		b.turn(ns)
+	}
+	return b.months[b.at].block
+}
+
+func (b *batch) turn(ns int64) {
+	number, lo, hi := monthAt(ns)
+	b.lo, b.hi = lo, hi
 	for i := range b.months {
 		if b.months[i].number == number {
 			b.at = i
@@ -106,4 +108,12 @@ func (b *batch) turn(t time.Time) {
 	}
 	b.months = append(b.months, month{number, r})
 	b.at = len(b.months) - 1
+}
+
+// monthAt is the number of the month that a time is in, 202611, and from when
+// (included) to when (not included) it lasts; times are in Unix nanoseconds.
+func monthAt(ns int64) (number int, lo, hi int64) {
+	y, m, _ := time.Unix(0, ns).UTC().Date()
+	start := time.Date(y, m, 1, 0, 0, 0, 0, time.UTC)
+	return y*100 + int(m), start.UnixNano(), start.AddDate(0, 1, 0).UnixNano()
 }

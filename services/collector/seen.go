@@ -49,17 +49,21 @@ func mix(h uint64) uint64 {
 	return h ^ h>>32
 }
 
-func (s *seen) hash(ev *usage.Event) uint64 {
-	s.scratch = append(s.scratch[:0], ev.KeyID...)
+func (s *seen) hash(key, id string, ns int64) uint64 {
+	s.scratch = append(s.scratch[:0], key...)
 	s.scratch = append(s.scratch, '/')
-	s.scratch = append(s.scratch, ev.ID...)
-	return mix(xxhash.Sum64(s.scratch) ^ uint64(ev.Time.UnixNano()))
+	s.scratch = append(s.scratch, id...)
+	return mix(xxhash.Sum64(s.scratch) ^ uint64(ns))
 }
 
 // testAndAdd tells whether an event may be there already, and notes it.
 func (s *seen) testAndAdd(ev *usage.Event) bool {
 	ns := ev.Time.UnixNano()
-	known := !s.add(s.hash(ev), ns)
+	return s.testAndAddHash(s.hash(ev.KeyID, ev.ID, ns), ns)
+}
+
+func (s *seen) testAndAddHash(h uint64, ns int64) bool {
+	known := !s.add(h, ns)
 	return known || ns < s.complete
 }
 

@@ -40,6 +40,7 @@ type worker struct {
 	small   *rows.Block
 	large   *rows.Block // lent, nil most of the time
 	queue   []*bus.Message
+	hashes  []uint64
 	// flushed is when a batch was last stored.
 	flushed time.Time
 }
@@ -210,6 +211,9 @@ func (w *worker) take(m *bus.Message) {
 	at := rows.Place{
 		Stream: w.stream, Partition: uint16(w.p.Number), Sequence: m.Sequence,
 		IngestedAt: m.Time, History: m.History(),
+	}
+	if w.takeColumns(m, &at) {
+		return
 	}
 	var elsewhere []bus.Misplaced
 	err := m.Events(&w.decoder, func(i int, ev *usage.Event, err error) {

@@ -18,11 +18,25 @@ type dict struct {
 	at    uint32
 }
 
-func (d *dict) add(s string) {
-	if len(s) != len(d.last) || unsafe.StringData(s) != unsafe.StringData(d.last) || len(d.keys) == 0 {
+func (d *dict) add(s string) { d.keys = append(d.keys, d.key(s)) }
+
+func (d *dict) key(s string) uint32 {
+	if len(s) != len(d.last) || unsafe.StringData(s) != unsafe.StringData(d.last) || len(d.known) == 0 {
 		d.look(s)
 	}
-	d.keys = append(d.keys, d.at)
+	return d.at
+}
+
+// column adds rows from another dictionary: index says which of its words, translated
+// into keys, and is all zeros if it is empty.
+func (d *dict) column(keys, index []uint32, rows int) {
+	if len(index) == 0 {
+		d.keys = fill(d.keys, keys[0], rows)
+		return
+	}
+	for _, i := range index {
+		d.keys = append(d.keys, keys[i])
+	}
 }
 
 func (d *dict) look(s string) {

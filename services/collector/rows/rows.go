@@ -28,6 +28,8 @@ type Block struct {
 	sequence                               proto.ColUInt64
 	index                                  proto.ColUInt32
 	input                                  proto.Input
+	// keys are what the words of the batch at hand are in this block.
+	keys [columnWords][]uint32
 }
 
 // New makes an empty block.

@@ -38,6 +38,11 @@ func (m *Message) Events(d *usage.Decoder, fn func(i int, ev *usage.Event, err e
 	})
 }
 
+// Columns reads the message as [usage.Decoder.Columns] does; its time is judged as in Events.
+func (m *Message) Columns(d *usage.Decoder) (*usage.Columns, bool) {
+	return d.Columns(m.ContentType(), m.Data, m.Time)
+}
+
 // Misplaced is an event that came in a message of another partition than its key's.
 type Misplaced struct {
 	Index int
