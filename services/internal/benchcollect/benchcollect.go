@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -357,23 +358,31 @@ func (b *bench) bareInsert(ctx context.Context) error {
 // Of the bare insert: as the collector does it by default.
 const inserters, blockRows = 4, 50_000
 
-// blocks makes some blocks of rows; they are inserted again and again.
+// blocks makes some blocks of the rows that the collector stores, a partition in
+// each as there, in the order in which they came; they are inserted again and again.
 func (b *bench) blocks() ([]*rows.Block, error) {
-	blocks := make([]*rows.Block, 0, 8)
-	n, place := 0, rows.Place{Stream: "bench", IngestedAt: time.Now()}
-	err := chunks(min(b.opts.Events, 2*inserters*blockRows), func(_ int, events []usage.Event) error {
+	filling := make([]*rows.Block, bus.DefaultPartitions)
+	var full []*rows.Block
+	n := 0
+	err := chunks(min(b.opts.Events, bus.DefaultPartitions*blockRows*3/2), func(_ int, events []usage.Event) error {
 		for i := range events {
-			if n%blockRows == 0 {
-				blocks = append(blocks, rows.New())
+			p := usage.Partition(events[i].KeyID, len(filling))
+			if filling[p] == nil {
+				filling[p] = rows.New()
 			}
 			events[i].ID = usage.UUID([16]byte{6: 0x70, 8: 0x80, 12: byte(n >> 24), 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)})
-			place.Sequence = uint64(n)
-			blocks[len(blocks)-1].Add(&events[i], &place)
-			n++
+			filling[p].Add(&events[i], &rows.Place{Stream: "bench", Partition: uint16(p), Sequence: uint64(n / 200), Index: uint32(n % 200), IngestedAt: time.Now()})
+			if n++; filling[p].Len() == blockRows {
+				full = append(full, filling[p])
+				filling[p] = nil
+			}
 		}
 		return nil
 	})
-	return blocks, err
+	if len(full) == 0 { // fewer events than a block has
+		full = slices.DeleteFunc(filling, func(b *rows.Block) bool { return b == nil })
+	}
+	return full, err
 }
 
 // collect runs the collector until it has stored n events.
