@@ -30,7 +30,7 @@ import (
 type Config struct {
 	Store store.Config
 	// BatchRows and BatchBytes (of messages) end a batch of a partition that is behind.
-	BatchRows  int `env:"COLLECTOR_BATCH_ROWS" envDefault:"50000"`
+	BatchRows  int `env:"COLLECTOR_BATCH_ROWS" envDefault:"100000"`
 	BatchBytes int `env:"COLLECTOR_BATCH_BYTES" envDefault:"16777216"`
 	// FlushInterval is how long the first event of a batch waits for others.
 	FlushInterval time.Duration `env:"COLLECTOR_FLUSH_INTERVAL" envDefault:"1s"`
@@ -38,7 +38,7 @@ type Config struct {
 	// again; each further attempt has twice as long, up to 32 times.
 	InsertTimeout time.Duration `env:"COLLECTOR_INSERT_TIMEOUT" envDefault:"20s"`
 	// Inserters is how many inserts run at once.
-	Inserters int `env:"COLLECTOR_INSERTERS" envDefault:"4"`
+	Inserters int `env:"COLLECTOR_INSERTERS" envDefault:"2"`
 	// UsageTail is how many bytes of USAGE are kept though everyone has read them.
 	UsageTail uint64 `env:"USAGE_TAIL_BYTES" envDefault:"536870912"`
 	// Addr serves /metrics and health where the collector runs alone; empty serves nothing.

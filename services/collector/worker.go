@@ -189,6 +189,7 @@ func (w *worker) borrow(ctx context.Context) error {
 		}
 	}
 	w.batch.reset(w.large)
+	w.large.Grow(w.c.cfg.BatchRows)
 	return nil
 }
 

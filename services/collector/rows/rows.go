@@ -2,6 +2,7 @@
 package rows
 
 import (
+	"slices"
 	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
@@ -122,6 +123,20 @@ func (r *Block) Reset() {
 func (r *Block) dicts() []*dict {
 	return []*dict{
 		&r.orgID, &r.keyID, &r.method, &r.route, &r.scope, &r.decision, &r.denyReason, &r.userAgent, &r.gateway, &r.stream,
+	}
+}
+
+// Grow makes room for n more rows at once.
+func (r *Block) Grow(n int) {
+	r.id.Buf, r.id.Pos = slices.Grow(r.id.Buf, n*usage.IDLength), slices.Grow(r.id.Pos, n)
+	r.time.Data, r.ingestedAt.Data = slices.Grow(r.time.Data, n), slices.Grow(r.ingestedAt.Data, n)
+	r.sourceIP, r.history = slices.Grow(r.sourceIP, n), slices.Grow(r.history, n)
+	r.status, r.partition = slices.Grow(r.status, n), slices.Grow(r.partition, n)
+	r.latencyUS, r.index = slices.Grow(r.latencyUS, n), slices.Grow(r.index, n)
+	r.requestBytes, r.responseBytes = slices.Grow(r.requestBytes, n), slices.Grow(r.responseBytes, n)
+	r.sequence = slices.Grow(r.sequence, n)
+	for _, d := range r.dicts() {
+		d.keys = slices.Grow(d.keys, n)
 	}
 }
 

@@ -69,6 +69,7 @@ type Report struct {
 
 type bench struct {
 	opts   Options
+	cfg    collector.Config
 	report Report
 	ns     *natsd.Server
 	nc     *nats.Conn
@@ -79,6 +80,9 @@ type bench struct {
 // Run measures. It takes a minute or two.
 func Run(ctx context.Context, opts Options) (*Report, error) {
 	b := &bench{opts: opts, report: Report{Events: opts.Events, Singles: opts.Singles}}
+	if err := run.LoadFrom(&b.cfg, map[string]string{}); err != nil {
+		return nil, err
+	}
 	stop, err := b.start(ctx)
 	defer func() { stop() }()
 	if err != nil {
@@ -308,7 +312,7 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // bareInsert writes the same rows into the same tables, from blocks that are
-// made beforehand, as many inserts at once as the collector has.
+// made beforehand, as large and as many at once as the collector's inserts.
 func (b *bench) bareInsert(ctx context.Context) error {
 	db, err := b.database(ctx, "bare")
 	if err != nil {
@@ -326,7 +330,7 @@ func (b *bench) bareInsert(ctx context.Context) error {
 	jobs := make(chan job)
 	var wg sync.WaitGroup
 	var failed atomic.Pointer[error]
-	for range inserters {
+	for range b.cfg.Inserters {
 		wg.Go(func() {
 			in := db.Inserter()
 			defer in.Close()
@@ -355,16 +359,13 @@ func (b *bench) bareInsert(ctx context.Context) error {
 	return nil
 }
 
-// Of the bare insert: as the collector does it by default.
-const inserters, blockRows = 4, 50_000
-
 // blocks makes some blocks of the rows that the collector stores, a partition in
 // each as there, in the order in which they came; they are inserted again and again.
 func (b *bench) blocks() ([]*rows.Block, error) {
 	filling := make([]*rows.Block, bus.DefaultPartitions)
 	var full []*rows.Block
 	n := 0
-	err := chunks(min(b.opts.Events, bus.DefaultPartitions*blockRows*3/2), func(_ int, events []usage.Event) error {
+	err := chunks(min(b.opts.Events, bus.DefaultPartitions*b.cfg.BatchRows*5/4), func(_ int, events []usage.Event) error {
 		for i := range events {
 			p := usage.Partition(events[i].KeyID, len(filling))
 			if filling[p] == nil {
@@ -372,7 +373,7 @@ func (b *bench) blocks() ([]*rows.Block, error) {
 			}
 			events[i].ID = usage.UUID([16]byte{6: 0x70, 8: 0x80, 12: byte(n >> 24), 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)})
 			filling[p].Add(&events[i], &rows.Place{Stream: "bench", Partition: uint16(p), Sequence: uint64(n / 200), Index: uint32(n % 200), IngestedAt: time.Now()})
-			if n++; filling[p].Len() == blockRows {
+			if n++; filling[p].Len() == b.cfg.BatchRows {
 				full = append(full, filling[p])
 				filling[p] = nil
 			}
@@ -395,10 +396,8 @@ func (b *bench) collect(ctx context.Context, database string, n int) (time.Durat
 	if err := b.calm(ctx, db); err != nil {
 		return 0, err
 	}
-	var cfg collector.Config
-	if err := run.LoadFrom(&cfg, map[string]string{"LATCHKEY_CLICKHOUSE_URL": b.url(database)}); err != nil {
-		return 0, err
-	}
+	cfg := b.cfg
+	cfg.Store.URL = b.url(database)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	reg := prometheus.NewRegistry()
@@ -414,7 +413,7 @@ func (b *bench) collect(ctx context.Context, database string, n int) (time.Durat
 		select {
 		case err := <-done:
 			return 0, err
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
