@@ -41,8 +41,9 @@ type worker struct {
 	large   *rows.Block // lent, nil most of the time
 	queue   []*bus.Message
 	hashes  []uint64
-	// flushed is when a batch was last stored.
+	// flushed is when a batch was last stored, full whether it ended because it was full.
 	flushed time.Time
+	full    bool
 }
 
 // own stores a partition until it is lost or ctx is done.
@@ -106,12 +107,13 @@ func (w *worker) begin(ctx context.Context) (Intent, error) {
 func (w *worker) collect(ctx context.Context, intent Intent) error {
 	w.giveBack()
 	w.batch.reset(w.small)
-	limit := smallRows
+	limit, behindBefore := smallRows, w.full
+	w.full = false
 	for {
 		if len(w.queue) == 0 {
 			wait := 5 * time.Second
 			if w.batch.messages > 0 && intent.Last == 0 {
-				wait = max(time.Until(w.due()), 0)
+				wait = max(time.Until(w.due(behindBefore)), 0)
 			}
 			msgs, err := w.p.Fetch(ctx, fetchMessages, fetchBytes, wait)
 			if err != nil {
@@ -140,6 +142,7 @@ func (w *worker) collect(ctx context.Context, intent Intent) error {
 			w.take(m)
 			full := w.batch.rows+len(w.batch.suspects) >= limit || w.batch.bytes >= w.c.cfg.BatchBytes
 			if intent.Last > 0 && m.Sequence == intent.Last || intent.Last == 0 && full {
+				w.full = full && limit > smallRows
 				return nil
 			}
 		}
@@ -148,9 +151,13 @@ func (w *worker) collect(ctx context.Context, intent Intent) error {
 
 // due is when the batch is inserted if no more messages are there. One that is
 // large already need not wait for company, and keep its block from others: it is
-// enough that the partition inserts no more often than at each flush interval.
-func (w *worker) due() time.Time {
-	if w.batch.rows >= smallRows {
+// enough that the partition inserts no more often than at each flush interval. What
+// is left when a partition has caught up waits for nothing.
+func (w *worker) due(behindBefore bool) time.Time {
+	switch {
+	case behindBefore:
+		return w.flushed
+	case w.batch.rows >= smallRows:
 		return w.flushed.Add(w.c.cfg.FlushInterval)
 	}
 	return w.batch.began.Add(w.c.cfg.FlushInterval)
