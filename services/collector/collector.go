@@ -38,7 +38,7 @@ type Config struct {
 	// again; each further attempt has twice as long, up to 32 times.
 	InsertTimeout time.Duration `env:"COLLECTOR_INSERT_TIMEOUT" envDefault:"20s"`
 	// Inserters is how many inserts run at once.
-	Inserters int `env:"COLLECTOR_INSERTERS" envDefault:"3"`
+	Inserters int `env:"COLLECTOR_INSERTERS" envDefault:"2"`
 	// UsageTail is how many bytes of USAGE are kept though everyone has read them.
 	UsageTail uint64 `env:"USAGE_TAIL_BYTES" envDefault:"536870912"`
 	// Addr serves /metrics and health where the collector runs alone; empty serves nothing.

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -359,31 +358,27 @@ func (b *bench) bareInsert(ctx context.Context) error {
 	return nil
 }
 
-// blocks makes some blocks of the rows that the collector stores, a partition in
-// each as there, in the order in which they came; they are inserted again and again.
+// blocks makes some blocks of the rows, in the order in which they were published;
+// they are inserted again and again. That the collector has them by partition, and
+// sorts them, is its own doing.
 func (b *bench) blocks() ([]*rows.Block, error) {
-	filling := make([]*rows.Block, bus.DefaultPartitions)
-	var full []*rows.Block
+	var blocks []*rows.Block
 	n := 0
-	err := chunks(min(b.opts.Events, bus.DefaultPartitions*b.cfg.BatchRows*5/4), func(_ int, events []usage.Event) error {
+	err := chunks(min(b.opts.Events, 8*b.cfg.BatchRows), func(_ int, events []usage.Event) error {
 		for i := range events {
-			p := usage.Partition(events[i].KeyID, len(filling))
-			if filling[p] == nil {
-				filling[p] = rows.New()
+			if n%b.cfg.BatchRows == 0 {
+				blocks = append(blocks, rows.New())
 			}
 			events[i].ID = usage.UUID([16]byte{6: 0x70, 8: 0x80, 12: byte(n >> 24), 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)})
-			filling[p].Add(&events[i], &rows.Place{Stream: "bench", Partition: uint16(p), Sequence: uint64(n / 200), Index: uint32(n % 200), IngestedAt: time.Now()})
-			if n++; filling[p].Len() == b.cfg.BatchRows {
-				full = append(full, filling[p])
-				filling[p] = nil
-			}
+			blocks[len(blocks)-1].Add(&events[i], &rows.Place{
+				Stream: "bench", Partition: uint16(usage.Partition(events[i].KeyID, bus.DefaultPartitions)),
+				Sequence: uint64(n / 200), Index: uint32(n % 200), IngestedAt: time.Now(),
+			})
+			n++
 		}
 		return nil
 	})
-	if len(full) == 0 { // fewer events than a block has
-		full = slices.DeleteFunc(filling, func(b *rows.Block) bool { return b == nil })
-	}
-	return full, err
+	return blocks, err
 }
 
 // collect runs the collector until it has stored n events.

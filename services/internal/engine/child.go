@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -107,7 +108,7 @@ func open(cfg childConfig, native, web net.Listener) (*server.Server, error) {
 	if limit == 0 {
 		limit = defaultMemoryLimit()
 	}
-	if err := os.WriteFile(config, fmt.Appendf(nil, configXML, limit), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, configXML, limit, mergeThreads()), 0o600); err != nil {
 		return nil, fmt.Errorf("write the engine's configuration: %w", err)
 	}
 	db := filepath.Join(cfg.DataDir, "db")
@@ -160,6 +161,10 @@ func prepareDatabase(db string) error {
 	return os.WriteFile(definition, fmt.Appendf(nil, "ATTACH DATABASE _ UUID '%s'\nENGINE = Atomic\n", id), 0o600)
 }
 
+// mergeThreads is how many threads merge: with more of them than processors, merges
+// take from the inserts that made them necessary.
+func mergeThreads() int { return min(max(runtime.NumCPU(), 2), 8) }
+
 // configXML bounds memory and caches, and makes an INSERT durable before it is
 // answered: without the two fsync settings a power cut can take parts away that
 // were acknowledged.
@@ -173,14 +178,14 @@ const configXML = `<clickhouse>
 	<index_uncompressed_cache_size>0</index_uncompressed_cache_size>
 	<mmap_cache_size>256</mmap_cache_size>
 	<compiled_expression_cache_size>33554432</compiled_expression_cache_size>
-	<background_pool_size>4</background_pool_size>
+	<background_pool_size>%d</background_pool_size>
 	<background_schedule_pool_size>8</background_schedule_pool_size>
 	<merge_tree>
 		<fsync_after_insert>1</fsync_after_insert>
 		<fsync_part_directory>1</fsync_part_directory>
-		<number_of_free_entries_in_pool_to_lower_max_size_of_merge>2</number_of_free_entries_in_pool_to_lower_max_size_of_merge>
-		<number_of_free_entries_in_pool_to_execute_mutation>2</number_of_free_entries_in_pool_to_execute_mutation>
-		<number_of_free_entries_in_pool_to_execute_optimize_entire_partition>2</number_of_free_entries_in_pool_to_execute_optimize_entire_partition>
+		<number_of_free_entries_in_pool_to_lower_max_size_of_merge>1</number_of_free_entries_in_pool_to_lower_max_size_of_merge>
+		<number_of_free_entries_in_pool_to_execute_mutation>1</number_of_free_entries_in_pool_to_execute_mutation>
+		<number_of_free_entries_in_pool_to_execute_optimize_entire_partition>1</number_of_free_entries_in_pool_to_execute_optimize_entire_partition>
 	</merge_tree>
 </clickhouse>
 `
