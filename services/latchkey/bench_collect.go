@@ -32,7 +32,7 @@ moment; what to compare are the ratios.`,
 		},
 	}
 	out.flags(cmd)
-	cmd.Flags().IntVar(&opts.Events, "events", 2_000_000, "events in frames")
+	cmd.Flags().IntVar(&opts.Events, "events", 4_000_000, "events in frames")
 	cmd.Flags().IntVar(&opts.Singles, "singles", 500_000, "events as one JSON message each")
 	cmd.Flags().IntVar(&opts.Naive, "naive", 300, "events as one insert each")
 	cmd.Flags().StringVar(&opts.Dir, "dir", "", "where data lies meanwhile (a temporary directory)")
