@@ -74,10 +74,9 @@ type Columns struct {
 	SourceIP             []netip.Addr // of a source
 
 	version, count uint64
-	// packed are the columns as they came, short is the first that has fewer than count entries.
+	// packed are the columns as they came.
 	packed       [colEnd][]byte
 	present      [colEnd]bool
-	short        int
 	texts        [colEnd][]string
 	idBase, uuid []byte
 	ip4, ip6     []byte
@@ -403,8 +402,10 @@ func appendUUID(b []byte, id *[16]byte) []byte {
 
 const hexDigit = "0123456789abcdef"
 
-// ID is the id of event n, Key the id of its key; for columns that [Decoder.Columns] returned.
-func (c *Columns) ID(n int) string  { return c.IDs[n*IDLength : (n+1)*IDLength] }
+// ID is the id of event n of columns that [Decoder.Columns] returned.
+func (c *Columns) ID(n int) string { return c.IDs[n*IDLength : (n+1)*IDLength] }
+
+// Key is the id of the key of event n of columns that [Decoder.Columns] returned.
 func (c *Columns) Key(n int) string { return c.KeyID[at(c.Caller, n)] }
 
 // Event makes event n of what the columns say. The error is about what no event can be without.
