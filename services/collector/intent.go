@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,8 +22,10 @@ import (
 type Intent struct {
 	First uint64 `json:"first"`
 	Last  uint64 `json:"last"`
-	// Time is when the batch was first attempted.
-	Time time.Time `json:"time"`
+	// Time is when the batch was first attempted, Revision that of the bucket then; it
+	// is 0 in the bucket until the batch is attempted again.
+	Time     time.Time `json:"time"`
+	Revision uint64    `json:"revision,omitempty"`
 	// The rest is for people.
 	Owner  string `json:"owner"`
 	Rows   int    `json:"rows"`
@@ -58,7 +61,21 @@ func (in *intents) load(ctx context.Context) (Intent, error) {
 		return it, fmt.Errorf("read intent of partition %s: %w", in.key, err)
 	}
 	in.rev = e.Revision()
+	it.Revision = cmp.Or(it.Revision, in.rev)
 	return it, nil
+}
+
+// later counts the batches, of all partitions, that were begun since a revision of the bucket.
+func (in *intents) later(ctx context.Context, revision uint64) (uint64, error) {
+	status, err := in.kv.Status(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("read state of bucket %s: %w", bus.Intents, err)
+	}
+	bucket, ok := status.(*jetstream.KeyValueBucketStatus)
+	if !ok {
+		return 0, fmt.Errorf("bucket %s has no stream", bus.Intents)
+	}
+	return bucket.StreamInfo().State.LastSeq - revision, nil
 }
 
 // store writes an intent, or says [bus.ErrLost] if somebody else wrote one.

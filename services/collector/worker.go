@@ -258,7 +258,8 @@ func (w *worker) finish(ctx context.Context, resumed Intent) error {
 	b := &w.batch
 	began := time.Now()
 	if err := w.intents.store(ctx, Intent{
-		First: b.first, Last: b.last, Owner: w.c.owner, Time: resumed.since(began), Rows: b.rows + len(b.suspects), Events: b.events,
+		First: b.first, Last: b.last, Owner: w.c.owner, Time: resumed.since(began), Revision: resumed.Revision,
+		Rows: b.rows + len(b.suspects), Events: b.events,
 	}); err != nil {
 		return err
 	}
@@ -341,10 +342,10 @@ func (b *batch) markOwn(stored map[identity]bool) {
 	}
 }
 
-// tokenLife is how long a deduplication token is surely remembered: with 16
-// partitions that insert once a second, the window of 20,000 inserts (see the
-// migrations) lasts twenty minutes.
-const tokenLife = 10 * time.Minute
+// tokenBatches is after how many other batches a deduplication token may be forgotten:
+// tables remember those of 20,000 blocks (see the migrations), of which a batch
+// makes one a month that it has events of.
+const tokenBatches = 1500
 
 // insert writes the rows month by month until ClickHouse has them.
 //
@@ -356,10 +357,19 @@ const tokenLife = 10 * time.Minute
 func (w *worker) insert(ctx context.Context, intent Intent) error {
 	b := &w.batch
 	var have map[int]uint64
-	if intent.Last > 0 && time.Since(intent.Time) > tokenLife {
-		var err error
-		if have, err = w.storedRows(ctx); err != nil {
+	if intent.Last > 0 {
+		var later uint64
+		if err := w.untilDone(ctx, "ask how old the batch is", func(ctx context.Context) (err error) {
+			later, err = w.intents.later(ctx, intent.Revision)
 			return err
+		}); err != nil {
+			return err
+		}
+		if later > tokenBatches {
+			var err error
+			if have, err = w.storedRows(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	for _, m := range b.months {
