@@ -86,9 +86,9 @@ const (
 	// volumeLearning is how long a key is watched before its volume can alarm: half
 	// a month and a bit, so that what happens twice a month is known.
 	volumeLearning = 16 * 24 * time.Hour
-	// baseEvidence is the least evidence in nats for an alarm: about 1e-5 an hour for a Poisson
-	// count of 0.3 to 1.5, which is where 8 times as much comes nearest to chance.
-	baseEvidence = 6
+	// baseEvidence is the least evidence in nats for an alarm. Of hours that vary by more than
+	// chance alone, 6 nats let half as many false alarms more through and found nothing more.
+	baseEvidence = 8.5
 	// newsEvidence is what makes a burst of an hour's count, which is learned by its size;
 	// as evidence it counts mostEvidence at most, so that one burst does not raise all others' need.
 	newsEvidence, mostEvidence = 16, 32
