@@ -86,9 +86,11 @@ const (
 	// volumeLearning is how long a key is watched before its volume can alarm: half
 	// a month and a bit, so that what happens twice a month is known.
 	volumeLearning = 16 * 24 * time.Hour
-	// baseEvidence is the least evidence in nats for an alarm. Of hours that vary by more than
-	// chance alone, 6 nats let half as many false alarms more through and found nothing more.
-	baseEvidence = 8.5
+	// baseEvidence is the least evidence in nats for an alarm in an hour that only chance
+	// moves: about 1e-5 an hour for a Poisson count of 0.3 to 1.5, which is where 8 times as
+	// much comes nearest to chance. unevenEvidence comes to it where the variance is twice
+	// the mean: without it such hours raised half of all false alarms and found nothing more.
+	baseEvidence, unevenEvidence = 6, 2.5
 	// newsEvidence is what makes a burst of an hour's count, which is learned by its size;
 	// as evidence it counts mostEvidence at most, so that one burst does not raise all others' need.
 	newsEvidence, mostEvidence = 16, 32
@@ -367,7 +369,8 @@ func (p *profile) plan() {
 	}
 	doubt := 1 + 0.2*max(0, volumeMature-float64(age)/float64(24*time.Hour))/14
 	p.Floor = float32(burst)
-	p.Need = float32(max(baseEvidence+p.strict, p.ExcessTail.light(perDay, 1, ease), 1) * min(young, 4) * doubt)
+	base := baseEvidence + unevenEvidence*min(p.inflation(lambda)-1, 1)
+	p.Need = float32(max(base+p.strict, p.ExcessTail.light(perDay, 1, ease), 1) * min(young, 4) * doubt)
 	p.Record = float32(max(25, p.HourTail.heavy(perDay, 0.2), 2.5*most*ease, burst))
 	bin := max(25, p.BinTail.heavy(perDay, 0.2), 2.5*float64(p.BinTail.Top[0]), 15+5*lambda/6, burst)
 	p.BinAlarm = countOf(bin)
